@@ -1,0 +1,105 @@
+"""Every bound of the product: unit in the name, relations asserted here, and a small range for tests beside it.
+
+The simulator and the property tests draw from `test_range`, since tiny limits find what seeds alone do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+def bound(default: int, low: int, high: int) -> int:
+    """A dataclass field with its default and the range that tests draw from."""
+    return field(default=default, metadata={"test_range": (low, high)})  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    # key-value
+    key_bytes_max: int = bound(4096, 16, 4096)
+    value_bytes_max: int = bound(MIB, 64, MIB)
+    batch_ops_max: int = bound(4096, 2, 64)
+    transaction_ops_max: int = bound(256, 2, 64)
+    scan_keys_max: int = bound(1000, 1, 10)  # per page and shard
+    scan_bytes_max: int = bound(2 * MIB, 64, 4 * KIB)
+    scan_count_keys_max: int = bound(20_000, 1, 10)  # keys counted per page of a count-only scan
+    ttl_ms_max: int = bound(10 * 365 * 86_400_000, 1000, 10**12)
+    pulse_keys_max: int = bound(1000, 1, 5)
+    # requests
+    request_bytes_max: int = bound(4 * MIB, 4 * KIB, 4 * MIB)  # one sub-request
+    call_bytes_max: int = bound(8 * MIB, 8 * KIB, 8 * MIB)
+    call_requests_max: int = bound(1024, 4, 64)
+    message_bytes_max: int = bound(16 * MIB, 64 * KIB, 16 * MIB)  # one grpc message
+    principal_bytes_max: int = bound(128, 16, 128)
+    deadline_ms_default: int = bound(10_000, 1000, 10_000)
+    deadline_ms_max: int = bound(600_000, 10_000, 600_000)
+    # entries and proposals
+    entry_bytes_max: int = bound(5 * MIB, 5 * KIB, 5 * MIB)  # joined requests
+    entry_requests_max: int = bound(1024, 1, 8)
+    proposal_bytes_pending_max: int = bound(32 * MIB, 16 * KIB, 32 * MIB)  # per shard, proposed but not applied
+    proposals_pending_max: int = bound(4096, 4, 64)  # requests per shard
+    reads_pending_max: int = bound(16_384, 4, 64)
+    # sessions
+    session_window: int = bound(1024, 2, 16)  # sequences above the low-water mark
+    session_bytes_max: int = bound(MIB, 256, 4 * KIB)  # kept results of one session
+    sessions_max: int = bound(10_000, 2, 16)  # per shard
+    session_expiry_ms: int = bound(600_000, 2000, 600_000)
+    # feed and watches
+    feed_bytes_max: int = bound(8 * MIB, 256, 4 * KIB)  # per shard
+    feed_records_max: int = bound(20_000, 4, 32)
+    watch_batch_bytes_max: int = bound(MIB, 256, 4 * KIB)
+    watches_max: int = bound(4096, 2, 64)  # per node
+    # raft
+    tick_ms: int = bound(50, 10, 50)
+    node_heartbeat_ms: int = bound(250, 50, 250)
+    heartbeat_ticks: int = bound(5, 1, 5)
+    election_ticks_min: int = bound(20, 6, 20)  # the timeout is drawn from [min, max)
+    election_ticks_max: int = bound(40, 12, 40)
+    idle_ticks: int = bound(10, 2, 10)  # a leader with nothing to do falls silent after so many
+    lease_drift_percent: int = bound(10, 10, 10)
+    append_entries_max: int = bound(512, 1, 16)  # in one append message
+    append_bytes_max: int = bound(2 * MIB, 256, 4 * KIB)
+    inflight_messages_max: int = bound(64, 1, 4)
+    inflight_bytes_max: int = bound(8 * MIB, 512, 8 * KIB)
+    log_entries_kept_max: int = bound(10_000, 4, 32)  # applied entries kept in memory for followers that lag
+    log_bytes_kept_max: int = bound(4 * MIB, 512, 8 * KIB)
+    inbox_messages_max: int = bound(4096, 16, 128)  # per shard
+    # peers
+    frame_bytes_max: int = bound(4 * MIB, 4 * KIB, 64 * KIB)
+    peer_queue_bytes_max: int = bound(32 * MIB, 16 * KIB, 256 * KIB)
+    snapshot_chunk_bytes: int = bound(256 * KIB, 256, 4 * KIB)
+    snapshots_sending_max: int = bound(2, 1, 2)  # per node
+    # storage
+    segment_bytes: int = bound(64 * MIB, 2 * KIB, 64 * KIB)
+    flush_log_bytes: int = bound(32 * MIB, 1 * KIB, 32 * KIB)  # state is flushed after so many log bytes
+    apply_slice_ms: int = bound(2, 1, 2)
+    # cluster
+    nodes_max: int = bound(64, 3, 9)
+    shards_max: int = bound(1024, 1, 16)
+    virtual_nodes: int = bound(64, 4, 64)  # per node
+    calls_in_flight_max: int = bound(4096, 8, 64)  # per node
+
+
+DEFAULT = Limits()
+
+
+def check(limits: Limits) -> None:
+    """The relations the code relies on; AssertionError names the one that is broken."""
+    assert limits.key_bytes_max + limits.value_bytes_max < limits.request_bytes_max, "one key and value fit a request"
+    assert limits.request_bytes_max < limits.entry_bytes_max, "one request fits an entry"
+    assert limits.entry_bytes_max < limits.message_bytes_max, "one entry fits a grpc message"
+    assert limits.call_bytes_max < limits.message_bytes_max, "one call fits a grpc message"
+    assert limits.frame_bytes_max < limits.message_bytes_max, "a frame fits a grpc message"
+    assert limits.election_ticks_min > 2 * limits.heartbeat_ticks, "two heartbeats may be lost without an election"
+    assert limits.election_ticks_min < limits.election_ticks_max, "timeouts are drawn from a range"
+    assert limits.tick_ms * limits.election_ticks_min > 2 * limits.node_heartbeat_ms, "node heartbeats speak for shards"
+    assert 0 < limits.lease_drift_percent < 50, "a lease outlives no election timeout"
+    assert limits.scan_bytes_max + limits.value_bytes_max + limits.key_bytes_max < limits.message_bytes_max
+    for each in fields(limits):
+        assert getattr(limits, each.name) > 0, f"{each.name} must be positive"
+
+
+check(DEFAULT)
