@@ -134,7 +134,8 @@ class _Placement:
                 continue
             used = Counter(self._zone[node] for node in chosen)
             for node in roomy:
-                if node not in chosen and used[self._zone[node]] + 1 <= used[self._zone[full]]:
+                same_zone = self._zone[node] == self._zone[full]
+                if node not in chosen and (same_zone or used[self._zone[node]] < used[self._zone[full]]):
                     chosen[chosen.index(full)] = node
                     self._load[full] -= 1
                     self._load[node] += 1
