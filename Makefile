@@ -15,7 +15,7 @@ MAKEFLAGS += --no-print-directory
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --progress-bar off
 # pip's own lines, without the ones that say nothing is left to do
-BRIEF := sed -u -n -E '/^(Collecting|Building|Installing|Successfully)/p' | cut -c1-100
+BRIEF := sed -u -n -E '/^(Collecting|Building|Installing|Successfully)/{s/ \(from .*//;s/^(.{100}).*/\1/;p}'
 
 .PHONY: help setup demo test check format-check fmt lint types contracts generated proto golden chaos chaos-night bench clean
 
