@@ -50,6 +50,7 @@ class Limits:
     # feed and watches
     feed_bytes_max: int = bound(8 * MIB, 256, 4 * KIB)  # per shard
     feed_records_max: int = bound(20_000, 4, 32)
+    feed_tail_bytes_max: int = bound(256 * KIB, 64, 4 * KIB)  # per shard, the newest records kept in memory
     watch_batch_bytes_max: int = bound(MIB, 256, 4 * KIB)
     watches_max: int = bound(4096, 2, 64)  # per node
     # raft
@@ -72,6 +73,9 @@ class Limits:
     peer_queue_bytes_max: int = bound(32 * MIB, 16 * KIB, 256 * KIB)
     snapshot_chunk_bytes: int = bound(256 * KIB, 256, 4 * KIB)
     snapshots_sending_max: int = bound(2, 1, 2)  # per node
+    snapshot_deadline_ms: int = bound(120_000, 1000, 120_000)  # one transfer, from the first chunk to the answer
+    peer_hello_ms: int = bound(1000, 100, 1000)  # to connect and be greeted; then the attempt is given up
+    keepalive_ms: int = bound(1000, 200, 1000)  # silence before a ping, and again before a connection counts as dead
     # storage
     segment_bytes: int = bound(64 * MIB, 2 * KIB, 64 * KIB)
     flush_log_bytes: int = bound(32 * MIB, 1 * KIB, 32 * KIB)  # state is flushed after so many log bytes
@@ -81,6 +85,15 @@ class Limits:
     shards_max: int = bound(1024, 1, 16)
     virtual_nodes: int = bound(64, 4, 64)  # per node
     calls_in_flight_max: int = bound(4096, 8, 64)  # per node
+    # client
+    client_queue_ops_max: int = bound(100_000, 8, 256)  # waiting or in flight, in one client
+    client_queue_bytes_max: int = bound(64 * MIB, 4 * MIB, 8 * MIB)
+    client_calls_max: int = bound(4, 1, 4)  # in flight to one node
+    client_patience_ms: int = bound(50, 1, 50)  # a further call may go when the last one is out so long
+    client_attempt_ms: int = bound(2000, 200, 2000)  # one call is given up after this and sent again
+    client_backoff_ms_min: int = bound(10, 1, 10)
+    client_backoff_ms_max: int = bound(200, 20, 200)
+    client_watch_events_max: int = bound(1024, 1, 16)  # received and not yet taken by the caller
 
 
 DEFAULT = Limits()
