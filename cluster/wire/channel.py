@@ -1,0 +1,188 @@
+"""`ports.Channel` over grpc.aio, driven by the descriptors.
+
+A channel belongs to the event loop it is made in (grpc.aio binds it there, and knows one loop a process), so it is made
+by `dial` inside a running loop, never at import and never before a fork. Every channel has a subchannel pool of its own:
+two channels to one address are two connections, which keeps bulk away from control. Backoff as measured: with grpc's
+defaults a node that is back stays unreachable for four seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from cluster.limits import DEFAULT, Limits
+from cluster.ports import ChannelBroken
+from cluster.wire.services import method
+from cluster.wire.status import from_rpc_error
+
+RECONNECT_INITIAL_MS = 50
+RECONNECT_MIN_MS = 100  # also grpc's bound on one connection attempt
+RECONNECT_MAX_MS = 200
+
+
+def options(limits: Limits) -> list[tuple[str, Any]]:
+    """The grpc arguments of every channel."""
+    return [
+        ("grpc.initial_reconnect_backoff_ms", RECONNECT_INITIAL_MS),
+        ("grpc.min_reconnect_backoff_ms", RECONNECT_MIN_MS),
+        ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
+        ("grpc.max_send_message_length", limits.message_bytes_max),
+        ("grpc.max_receive_message_length", limits.message_bytes_max),
+        ("grpc.keepalive_time_ms", limits.keepalive_ms),
+        ("grpc.keepalive_timeout_ms", limits.keepalive_ms),
+        ("grpc.http2.max_pings_without_data", 0),  # as many as keepalive asks for; our server permits them
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def dial(address: str, limits: Limits = DEFAULT) -> GrpcChannel:
+    """A fresh channel with a connection of its own, opened without waiting. RuntimeError outside a running loop."""
+    return GrpcChannel(address, limits)
+
+
+def _cancelled_from_outside() -> bool:
+    """grpc.aio raises CancelledError both when our task is cancelled and when only the call or the channel is."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+class GrpcStream:
+    """A bidirectional stream. One reader and one writer at a time."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+
+    async def write(self, message: Any) -> None:
+        """Returns once the transport has taken the message (flow control). ChannelBroken, TenfoldError."""
+        try:
+            await self._call.write(message)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.InvalidStateError:  # the call has ended: its status says why
+            await self._raise_status()
+            raise ChannelBroken("the stream has ended") from None
+        except asyncio.CancelledError:
+            if _cancelled_from_outside():
+                raise
+            raise ChannelBroken("the stream was cancelled") from None
+
+    async def read(self) -> Any | None:
+        """The next message; None when the other end closed the stream with OK. ChannelBroken, TenfoldError."""
+        try:
+            message = await self._call.read()
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            if _cancelled_from_outside():
+                raise
+            raise ChannelBroken("the stream was cancelled") from None
+        return None if message is grpc.aio.EOF else message
+
+    def cancel(self) -> None:
+        self._call.cancel()
+
+    async def _raise_status(self) -> None:
+        try:
+            await self.read()
+        except asyncio.InvalidStateError:
+            raise ChannelBroken("the stream has ended") from None
+
+
+class GrpcChannel:
+    """A long-lived connection to one address that reconnects by itself. See `ports.Channel`; besides ChannelBroken and
+    TimeoutError, calls raise the TenfoldError that the other end's handler raised. Close it before its loop ends."""
+
+    def __init__(self, address: str, limits: Limits = DEFAULT) -> None:
+        asyncio.get_running_loop()
+        self.address = address
+        self._channel: Any = grpc.aio.insecure_channel(address, options=options(limits))
+        self._multicallables: dict[tuple[str, str], Any] = {}
+        self._closed = False
+
+    async def call(self, service: str, method: str, request: Any, *, timeout_s: float) -> Any:
+        try:
+            return await self._multicallable(service, method)(request, timeout=timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            if _cancelled_from_outside():
+                raise
+            raise ChannelBroken(f"{self.address}: the channel was closed") from None
+
+    async def replies(self, service: str, method: str, request: Any) -> AsyncIterator[Any]:
+        call = self._multicallable(service, method)(request)
+        try:
+            while (reply := await call.read()) is not grpc.aio.EOF:
+                yield reply
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            if _cancelled_from_outside():
+                raise
+            raise ChannelBroken(f"{self.address}: the channel was closed") from None
+        finally:
+            call.cancel()
+
+    def stream(self, service: str, method: str) -> GrpcStream:
+        return GrpcStream(self._multicallable(service, method)())
+
+    async def send_all(self, service: str, method: str, requests: AsyncIterator[Any], *, timeout_s: float) -> Any:
+        """Also raises what `requests` raises; then the call is cancelled and the other end sees a stream without end."""
+        call = self._multicallable(service, method)(timeout=timeout_s)
+        try:
+            await self._write_all(call, requests)
+            return await call
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        except asyncio.CancelledError:
+            if _cancelled_from_outside():
+                raise
+            raise ChannelBroken(f"{self.address}: the channel was closed") from None
+        finally:
+            call.cancel()
+
+    async def _write_all(self, call: Any, requests: AsyncIterator[Any]) -> None:
+        async for request in requests:
+            try:
+                await call.write(request)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                return  # the call has ended early: awaiting it gives the reply or the reason
+        try:
+            await call.done_writing()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return
+
+    async def close(self) -> None:
+        """Cancels what is open: its callers get ChannelBroken. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            await self._channel.close()
+
+    def _multicallable(self, service: str, name: str) -> Any:
+        if self._closed:
+            raise ChannelBroken(f"{self.address}: the channel is closed", sent=False)
+        found = self._multicallables.get((service, name))
+        if found is None:
+            found = self._multicallables[service, name] = self._make(service, name)
+        return found
+
+    def _make(self, service: str, name: str) -> Any:
+        each = method(service, name)
+        makers = {
+            (False, False): self._channel.unary_unary,
+            (False, True): self._channel.unary_stream,
+            (True, False): self._channel.stream_unary,
+            (True, True): self._channel.stream_stream,
+        }
+        maker = makers[each.client_streaming, each.server_streaming]
+        return maker(
+            each.path,
+            request_serializer=each.request.SerializeToString,
+            response_deserializer=each.reply.FromString,
+        )

@@ -1,0 +1,36 @@
+"""What a handler knows of the call it serves; grpc stays behind it, so that the simulator can pass its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+
+class Context:
+    """One call being served."""
+
+    __slots__ = ("_cancel", "_grpc")
+
+    def __init__(self, grpc_context: Any, cancel: Callable[[], object] | None = None) -> None:
+        self._grpc = grpc_context
+        self._cancel = cancel
+
+    @property
+    def peer(self) -> str:
+        """The caller's address, as "ipv4:127.0.0.1:4711"."""
+        return str(self._grpc.peer())
+
+    def remaining_s(self) -> float | None:
+        """Seconds until the caller stops waiting; None if it set no deadline."""
+        remaining = self._grpc.time_remaining()
+        return None if remaining is None else float(remaining)
+
+    @property
+    def cancelled(self) -> bool:
+        """The caller has gone: nobody will read the answer."""
+        return bool(self._grpc.cancelled() or self._grpc.done())
+
+    def cancel(self) -> None:
+        """Ends a streaming call from the server's side; its handler gets CancelledError."""
+        assert self._cancel is not None, "only a stream can be ended from here"
+        self._cancel()

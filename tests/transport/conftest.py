@@ -1,0 +1,129 @@
+"""Real nodes' transports on loopback: a server, its peers and a handler that records."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from cluster.limits import DEFAULT, Limits
+from cluster.raft.messages import Message
+from cluster.wire.channel import dial
+from node.transport.peer_service import PeerService
+from node.transport.peers import Peers
+from node.transport.server import Server
+from proto.gen import peer_pb2
+
+CLUSTER = b"c" * 16
+
+
+class SystemClock:
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall_ms(self) -> int:
+        return int(time.time() * 1000)
+
+
+class Spawner:
+    """Keeps every task and what killed it."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def __call__(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self.tasks.append(task)
+        return task
+
+
+class Recorder:
+    """A PeerHandler that remembers; `changed` wakes whoever waits for a condition."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, int, Message]] = []
+        self.batches: list[int] = []
+        self.ups: list[tuple[str, int, str]] = []
+        self.downs: list[str] = []
+        self.heartbeats: list[tuple[str, int, int, int]] = []
+        self.snapshots: list[tuple[str, int, bytes]] = []
+        self.changed = asyncio.Event()
+
+    def on_messages(self, node: str, messages: list[tuple[int, Message]]) -> None:
+        self.messages += [(node, shard, message) for shard, message in messages]
+        self.batches.append(len(messages))
+        self.changed.set()
+
+    def on_peer_up(self, node: str, incarnation: int, address: str) -> None:
+        self.ups.append((node, incarnation, address))
+        self.changed.set()
+
+    def on_peer_down(self, node: str) -> None:
+        self.downs.append(node)
+        self.changed.set()
+
+    def on_heartbeat(self, node: str, incarnation: int, led_shards: int, epoch: int) -> None:
+        self.heartbeats.append((node, incarnation, led_shards, epoch))
+        self.changed.set()
+
+    async def on_snapshot(
+        self, node: str, header: peer_pb2.SnapshotHeader, chunks: AsyncIterator[bytes]
+    ) -> peer_pb2.SnapshotReply:
+        whole = b"".join([chunk async for chunk in chunks])
+        self.snapshots.append((node, header.message.shard, whole))
+        return peer_pb2.SnapshotReply(accepted=True)
+
+    async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
+        async with asyncio.timeout(seconds):
+            while not condition():
+                self.changed.clear()
+                await self.changed.wait()
+
+
+class Station:
+    """One node's transport."""
+
+    def __init__(self, name: str, incarnation: int, limits: Limits, cluster_id: bytes, port: int) -> None:
+        self.name = name
+        self.recorder = Recorder()
+        self.spawn = Spawner()
+        self.peers = Peers(name, cluster_id, incarnation, "", dial, self.spawn, SystemClock(), limits, self.recorder)
+        self.server = Server([("Peer", PeerService(self.peers))], address=f"127.0.0.1:{port}", limits=limits)
+
+    @property
+    def address(self) -> str:
+        return self.peers.identity.address
+
+    async def start(self) -> Station:
+        self.peers.identity.address = f"127.0.0.1:{await self.server.start()}"
+        return self
+
+    async def stop(self) -> None:
+        await self.peers.close()
+        await self.server.stop(0)
+        for task in self.spawn.tasks:
+            assert task.done() and task.exception() is None, f"{task.get_name()} ended well"
+
+    def knows(self, *others: Station) -> None:
+        for other in others:
+            self.peers.set_address(other.name, other.address)
+
+
+@pytest.fixture
+async def station() -> AsyncIterator[Callable[..., Awaitable[Station]]]:
+    """Makes started stations and stops them all in the end."""
+    made: list[Station] = []
+
+    async def make(
+        name: str, incarnation: int = 1, limits: Limits = DEFAULT, cluster_id: bytes = CLUSTER, port: int = 0
+    ) -> Station:
+        made.append(await Station(name, incarnation, limits, cluster_id, port).start())
+        return made[-1]
+
+    yield make
+    async with asyncio.timeout(10):
+        for each in made:
+            await each.stop()
