@@ -382,12 +382,12 @@ class KvAnswer(_message.Message):
     count: _builtins.int
     """scan: keys in this page"""
     more: _builtins.bool
-    """scan: the page ended at a bound, not at the end of the range"""
+    """the page ended at a bound, not at the end of the range or of the keys asked"""
     next: _builtins.bytes
     """scan with more: forward, the first key not yet given; reverse, the exclusive end to go on with"""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyValue]:
-        """get: one per key asked, in order"""
+        """get: one per key asked, in order; with `more` the answer was full: ask again for the rest"""
 
     def __init__(
         self,
