@@ -1,0 +1,222 @@
+"""The directory of a local cluster.
+
+    DIR/cluster.json        what was decided at birth, and each node's port
+    DIR/lock                flock: one command at a time starts or stops nodes here
+    DIR/<node>/node.json    what the node needs to know (node/config.py reads it)
+    DIR/<node>/run.json     written by the node once it listens: pid, address, incarnation
+    DIR/<node>/node.log     its log, JSON lines
+
+The laws: cluster.json is written last at birth and removed last by a purge, so a directory without it holds no cluster; a
+purge removes what this layout names and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from cluster.errors import Code, TenfoldError, invalid
+from cluster.limits import DEFAULT
+from cluster.types import node_name
+
+FORMAT = 1
+HOST = "127.0.0.1"
+
+
+class NodeEntry(msgspec.Struct, forbid_unknown_fields=True):
+    node: str
+    zone: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        return f"{HOST}:{self.port}"
+
+
+class ClusterFile(msgspec.Struct, forbid_unknown_fields=True):
+    """cluster.json. `shards` counts the data shards."""
+
+    format: int
+    cluster_id: str
+    shards: int
+    replication_factor: int
+    nodes: list[NodeEntry]
+
+    @property
+    def names(self) -> list[str]:
+        return [entry.node for entry in self.nodes]
+
+    def entry(self, node: str) -> NodeEntry:
+        """TenfoldError InvalidArgument, listing the nodes, if there is no such one."""
+        for each in self.nodes:
+            if each.node == node:
+                return each
+        raise invalid("node", f"{node!r} is not in this cluster; its nodes are {', '.join(self.names)}")
+
+
+class RunFile(msgspec.Struct):
+    """run.json. `incarnation` grows at every start of the node."""
+
+    pid: int
+    address: str
+    incarnation: int
+
+
+def new_cluster(nodes: int, replicas: int, shards: int, zones: Sequence[str], ports: Sequence[int]) -> ClusterFile:
+    """A cluster not born yet, with a fresh id; zones are dealt out in turn. TenfoldError InvalidArgument."""
+    check_settings(nodes, replicas, shards, zones)
+    entries = [
+        NodeEntry(node=f"n{i + 1}", zone=zones[i % len(zones)] if zones else "", port=port)
+        for i, port in enumerate(ports)
+    ]
+    assert len(entries) == nodes, "every node has a port"
+    return ClusterFile(FORMAT, secrets.token_hex(16), shards, replicas, entries)
+
+
+def check_settings(nodes: int, replicas: int, shards: int, zones: Sequence[str]) -> None:
+    """TenfoldError InvalidArgument names the setting that makes no sense and its bound."""
+    if not 1 <= nodes <= DEFAULT.nodes_max:
+        raise invalid("nodes", f"{nodes} is not in 1..{DEFAULT.nodes_max}")
+    if not 1 <= shards <= DEFAULT.shards_max:
+        raise invalid("shards", f"{shards} is not in 1..{DEFAULT.shards_max}")
+    if replicas < 1:
+        raise invalid("replicas", f"{replicas} is not positive")
+    if replicas > nodes:
+        raise invalid("replicas", f"{replicas} replicas need as many nodes, and there are {nodes}")
+    for zone in zones:
+        try:
+            node_name(zone)
+        except ValueError:
+            raise invalid("zones", f"{zone!r} is not a name of lower-case letters, digits and hyphens") from None
+
+
+class Layout:
+    """The files of one local cluster. Paths are absolute and resolved, since nodes are recognised by them."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.root = Path(directory).expanduser().resolve()
+
+    @property
+    def cluster_path(self) -> Path:
+        return self.root / "cluster.json"
+
+    @property
+    def lock_path(self) -> Path:
+        return self.root / "lock"
+
+    def node_directory(self, node: str) -> Path:
+        return self.root / node_name(node)
+
+    def log_path(self, node: str) -> Path:
+        return self.node_directory(node) / "node.log"
+
+    def run_path(self, node: str) -> Path:
+        return self.node_directory(node) / "run.json"
+
+    def exists(self) -> bool:
+        return self.cluster_path.exists()
+
+    def read(self) -> ClusterFile:
+        """TenfoldError InvalidArgument if there is no cluster here, or one this program cannot read."""
+        try:
+            text = self.cluster_path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise invalid("dir", f"{self.root} holds no cluster; `tenfold up --dir {self.root}` makes one") from None
+        except OSError as error:
+            raise invalid("dir", f"{self.cluster_path}: {error.strerror}") from None
+        try:
+            header = msgspec.json.decode(text, type=dict[str, object])
+            number = header.get("format")
+            if isinstance(number, int) and number > FORMAT:
+                raise invalid("dir", f"{self.cluster_path} has format {number}, newer than this program's {FORMAT}")
+            cluster = msgspec.json.decode(text, type=ClusterFile)
+            if len(bytes.fromhex(cluster.cluster_id)) != 16:
+                raise ValueError("cluster_id: must be 16 bytes in hexadecimal")
+            check_settings(len(cluster.nodes), cluster.replication_factor, cluster.shards, [])
+            if len({node_name(name) for name in cluster.names}) < len(cluster.nodes):
+                raise ValueError("nodes: two have the same name")
+        except (msgspec.DecodeError, ValueError) as error:
+            raise invalid("dir", f"{self.cluster_path}: {error}") from None
+        return cluster
+
+    def create(self, cluster: ClusterFile) -> None:
+        """The birth. TenfoldError if the directory already holds a cluster, or the data of nodes."""
+        if self.exists():
+            raise TenfoldError(Code.ALREADY_EXISTS, f"{self.root} holds a cluster already")
+        for entry in cluster.nodes:
+            directory = self.node_directory(entry.node)
+            found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+            if set(found) - {"node.json"}:
+                raise invalid("dir", f"{directory} holds {found[0]}, but {self.cluster_path} is missing")
+        self.write(cluster)
+
+    def write(self, cluster: ClusterFile) -> None:
+        """Writes every node.json, then cluster.json; each file is replaced as a whole and durable."""
+        members = [{"node": each.node, "address": each.address, "zone": each.zone} for each in cluster.nodes]
+        for entry in cluster.nodes:
+            self.node_directory(entry.node).mkdir(parents=True, exist_ok=True)
+            birth = {
+                "format": FORMAT,
+                "cluster_id": cluster.cluster_id,
+                "node": entry.node,
+                "address": entry.address,
+                "zone": entry.zone,
+                "shards": cluster.shards,
+                "replication_factor": cluster.replication_factor,
+                "members": members,
+            }
+            _replace(self.node_directory(entry.node) / "node.json", msgspec.json.encode(birth))
+        _replace(self.cluster_path, msgspec.json.format(msgspec.json.encode(cluster)))
+
+    def read_run(self, node: str) -> RunFile | None:
+        """What the node wrote when it last listened; None if there is nothing whole. The process may be long dead."""
+        try:
+            return msgspec.json.decode(self.run_path(node).read_bytes(), type=RunFile)
+        except (OSError, msgspec.DecodeError):
+            return None
+
+    def forget_run(self, node: str) -> None:
+        self.run_path(node).unlink(missing_ok=True)
+
+    def last_lines(self, node: str, count: int) -> list[str]:
+        """The last `count` lines of the node's log; [] if it has none."""
+        try:
+            with self.log_path(node).open(encoding="utf-8", errors="replace") as log:
+                return [line.rstrip("\n") for line in deque(log, maxlen=count)]
+        except FileNotFoundError:
+            return []
+
+    def purge(self) -> list[str]:
+        """Removes the cluster; the names of what else was found in the directory and stays."""
+        cluster = self.read()
+        for node in cluster.names:
+            shutil.rmtree(self.node_directory(node), ignore_errors=False) if self.node_directory(
+                node
+            ).exists() else None
+        self.cluster_path.unlink()
+        self.lock_path.unlink(missing_ok=True)
+        left = sorted(path.name for path in self.root.iterdir())
+        if not left:
+            self.root.rmdir()
+        return left
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Puts `content` at `path` in one step, durable with its name."""
+    scratch = path.with_name(path.name + ".new")
+    with scratch.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
