@@ -58,7 +58,8 @@ class Message:
     APPEND: `index`/`log_term` precede the entries. APPEND_REPLY: `index` is the last index known to match, or with
     `reject` the index refused, and `hint_index`/`hint_term` say where to go on. VOTE: `index`/`log_term` of the
     candidate's last entry, `flag` for a leadership transfer. HEARTBEAT: `commit` (never above what the receiver is known
-    to hold), `context` of the read round, `flag`: the leader falls silent. SNAPSHOT: `index`/`log_term` of the snapshot.
+    to hold), `flag`: the leader falls silent. SNAPSHOT: `index`/`log_term` of the snapshot. `context` of APPEND and
+    HEARTBEAT is the leader's stamp of sending, which the reply gives back: it confirms reads and carries the lease.
     """
 
     __slots__ = (
@@ -108,7 +109,9 @@ class Message:
         self.flag = flag
 
     def __repr__(self) -> str:
-        fields = (f"{n}={getattr(self, n)}" for n in ("index", "log_term", "commit", "hint_index", "hint_term", "context"))
+        fields = (
+            f"{n}={getattr(self, n)}" for n in ("index", "log_term", "commit", "hint_index", "hint_term", "context")
+        )
         return " ".join(
             [f"{MessageKind(self.kind).name} {self.sender}->{self.receiver} term={self.term}"]
             + [f for f in fields if not f.endswith("=0")]
@@ -151,12 +154,21 @@ class ReadState:
     index: int
 
 
+class NotLeader(Exception):
+    """This replica cannot take it now: it does not lead, or is handing leadership over. `leader` is the replica to ask,
+    0 if unknown. Surely without effect."""
+
+    def __init__(self, leader: int) -> None:
+        super().__init__(f"not the leader; the leader is {leader or 'unknown'}")
+        self.leader = leader
+
+
 @dataclass(slots=True)
 class Ready:
-    """What the driver must do, in this order: append `entries` (each replaces what lies at or above its index) and
-    `hard_state` to the log; send `messages_now` before or during the sync; sync; call `core.persisted(...)`; send
-    `messages_after`; apply `committed`. `install` asks the driver to fetch nothing more: a snapshot message was accepted
-    and its state must be installed (log base moved) before anything later is applied."""
+    """What the driver must do, in this order: install `snapshot` (its state becomes current and durable, the log base
+    moves to it); append `entries` (each replaces what lies at or above its index) and `hard_state` to the log; send
+    `messages_now` before or during the sync; sync if `must_sync`; call `core.persisted(...)`; send `messages_after`;
+    apply `committed`; answer `read_states` once their index is applied."""
 
     entries: list[Entry] = field(default_factory=list)
     hard_state: HardState | None = None
@@ -165,3 +177,4 @@ class Ready:
     committed: list[Entry] = field(default_factory=list)
     read_states: list[ReadState] = field(default_factory=list)
     snapshot: SnapshotPoint | None = None
+    must_sync: bool = False

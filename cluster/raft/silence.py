@@ -1,0 +1,51 @@
+"""Silence: a shard with nothing to do stops ticking, and heartbeats between nodes speak for it (architecture, pump).
+
+A leader falls silent when every voter holds, and by the last heartbeat knows committed, all it has. That may fail: the
+heartbeat may be lost, or an old one put a follower to sleep that misses newer entries. Both are safe, since silence only
+stops a timer, and any other message wakes.
+"""
+
+from __future__ import annotations
+
+from cluster.raft import replication
+from cluster.raft.state import STAMP_SHIFT, State, draw_timeout
+from cluster.types import Role
+
+
+def idle(state: State) -> bool:
+    last = state.log.last_index
+    if not state.commit_index == state.applied_index == last or state.transferring or state.reads or state.early_reads:
+        return False
+    recent = max(0, state.clock - state.settings.election_ticks_min) << STAMP_SHIFT
+    for voter, progress in state.progress.items():
+        if progress.match != last or (voter != state.replica and progress.acked < recent):
+            return False
+    return True
+
+
+def tick(state: State, ticks: int) -> None:
+    """Counts idle ticks of a leader; falls silent with a last round of heartbeats."""
+    if not idle(state):
+        state.idle_elapsed = 0
+        return
+    state.idle_elapsed += ticks
+    if state.idle_elapsed >= state.settings.idle_ticks:
+        for peer in state.peers:
+            replication.send_heartbeat(state, peer, silence=True)
+        state.silent = True
+
+
+def wake(state: State) -> None:
+    """A leader asks around at once, a follower waits a full timeout: until now the nodes' heartbeats spoke."""
+    if not state.silent:
+        return
+    state.silent = False
+    state.idle_elapsed = 0
+    if state.role is Role.LEADER:
+        # The clock stood still, so answers to what was sent before say nothing about a lease.
+        state.stamp += 1
+        state.lease_floor = state.stamp
+        state.quorum_floor = state.clock
+        replication.broadcast_heartbeat(state)
+    else:
+        draw_timeout(state)
