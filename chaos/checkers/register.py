@@ -13,6 +13,7 @@ a key is deleted, mere presence or absence); where something may, it is kept.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable
 from enum import IntEnum
@@ -29,7 +30,7 @@ class Unjudgeable(ValueError):
 
 
 class State(NamedTuple):
-    """`version` is None after an unknown write whose version nobody told; `floor` is the last version known."""
+    """`version` is None after an unknown write whose version nobody told; the next write's is above `floor`."""
 
     value: str | None
     version: int | None
@@ -116,48 +117,64 @@ def _search(operations: list[Operation], observed: _Observations, steps_max: int
         Interval(operation.invoked, None if operation.type == "info" else operation.completed)
         for operation in operations
     ]
-    preceding = observed.preceding
+    register = _Register(observed.versions, observed.orphans, observed.deletes)
 
     def step(state: object, index: int) -> State | None:
         assert isinstance(state, State)
-        return _step(state, moves[index], preceding)
+        return register.step(state, moves[index])
 
     return search(intervals, step, INITIAL, steps_max)
 
 
-def _step(state: State, move: _Move, preceding: dict[int, int]) -> State | None:
-    """The state after `move`, or None where its answer contradicts `state`. `preceding` gives, for each version of the
-    key that anyone saw, the one before it."""
-    kind, value, version, expected, found = move
-    if kind is _Kind.GET:
-        return state if state.value == value and state.version == version else None
-    if kind is _Kind.MISMATCH:
-        assert version is not None
-        return _at_version(state, version, preceding)
-    if kind is _Kind.DELETE:
-        if found is not None and found != (state.value is not None):
-            return None
-        return _written(state, None, version, preceding) if found is not False else state
-    if kind is _Kind.COMPARE_AND_SET:
-        assert expected is not None
-        compared = _at_version(state, expected, preceding)
-        return None if compared is None else _written(compared, value, version, preceding)
-    return _written(state, value, version, preceding)
+class _Register:
+    """The transitions. `versions` are those of the key that anyone saw, `orphans` those among them whose value nobody
+    saw; an orphan is the work of an unknown write."""
 
+    def __init__(self, versions: set[int], orphans: set[int], deletes: bool) -> None:
+        self._ordered = sorted(versions)
+        self._preceding = dict(zip(self._ordered, [0, *self._ordered], strict=False))
+        self._orphans = orphans
+        self._deletes = deletes
 
-def _at_version(state: State, version: int, preceding: dict[int, int]) -> State | None:
-    """`state` if its version is this one, or may be: an observation can be the first to name an unknown write's."""
-    if state.version is not None:
-        return state if state.version == version else None
-    return State(state.value, version, version) if preceding.get(version) == state.floor else None
+    def step(self, state: State, move: _Move) -> State | None:
+        """The state after `move`, or None where its answer contradicts `state`."""
+        kind, value, version, expected, found = move
+        if kind is _Kind.GET:
+            return state if state.value == value and state.version == version else None
+        if kind is _Kind.MISMATCH:
+            assert version is not None
+            return self._at_version(state, version)
+        if kind is _Kind.DELETE:
+            if found is not None and found != (state.value is not None):
+                return None
+            return self._written(state, None, version) if found is not False else state
+        if kind is _Kind.COMPARE_AND_SET:
+            assert expected is not None
+            compared = self._at_version(state, expected)
+            return None if compared is None else self._written(compared, value, version)
+        return self._written(state, value, version)
 
+    def _at_version(self, state: State, version: int) -> State | None:
+        """`state` if its version is this one, or may be: an observation can be the first to name an unknown write's."""
+        if state.version is not None:
+            return state if state.version == version else None
+        if self._preceding.get(version, 0) <= state.floor < version:
+            return State(state.value, version, version)
+        return None
 
-def _written(state: State, value: str | None, version: int | None, preceding: dict[int, int]) -> State | None:
-    if version is None:
-        return State(value, None if value is not None else 0, state.floor)
-    if preceding[version] != state.floor:
-        return None  # versions grow: every lower one that was seen comes first
-    return State(value, version if value is not None else 0, version)
+    def _written(self, state: State, value: str | None, version: int | None) -> State | None:
+        if version is None:
+            if value is None:
+                return State(None, 0, state.floor)
+            return State(value, None, state.floor) if self._deletes or self._orphan_is_next(state.floor) else None
+        if not self._preceding[version] <= state.floor < version:
+            return None  # versions grow: every lower one that was seen comes first
+        return State(value, version if value is not None else 0, version)
+
+    def _orphan_is_next(self, floor: int) -> bool:
+        """Else a write nobody observed would be overwritten unobserved, and may as well not have happened."""
+        at = bisect_right(self._ordered, floor)
+        return at < len(self._ordered) and self._ordered[at] in self._orphans
 
 
 class _Observations:
@@ -174,9 +191,9 @@ class _Observations:
         for operation in operations:
             if self.contradiction is None:
                 self._note_answer(operation)
-        self._orphans = self._versions_without_value()
-        known = {*self._witness, *self._orphans}
-        self.preceding = dict(zip(sorted(known), [0, *sorted(known)], strict=False))
+        self.orphans = self._versions_without_value()
+        self.versions = self._witness.keys() | self.orphans
+        self.deletes = any(operation.f == "delete" for operation in operations)
 
     def _note_writer(self, operation: Operation) -> None:
         if operation.f not in ("put", "cas"):
@@ -241,20 +258,19 @@ class _Observations:
         for operation in self._operations:
             if operation.mismatch and operation.version:
                 seen.add(operation.version)
-            elif operation.f == "cas" and operation.type == "ok" and operation.expected:
-                seen.add(operation.expected)
+            elif operation.f == "cas" and operation.expected and operation.value in self._version_of:
+                seen.add(operation.expected)  # it took effect, whether or not its caller learnt that
         return seen - self._witness.keys()
 
     def effective(self) -> list[Operation]:
         """The operations that say or may have done something."""
-        deletes = any(operation.f == "delete" for operation in self._operations)
 
         def matters(operation: Operation) -> bool:
             if operation.type == "ok" or operation.mismatch:
                 return True
             if operation.type == "fail" or operation.f == "get":
                 return False
-            return deletes or bool(self._orphans) or operation.value in self._version_of
+            return self.deletes or bool(self.orphans) or operation.value in self._version_of
 
         return [operation for operation in self._operations if matters(operation)]
 
