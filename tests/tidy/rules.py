@@ -31,6 +31,7 @@ FILE_OPENERS = (
     "chaos/",
     "client/cli/",
     "client/bench/report.py",
+    "node/__main__.py",
     "proto/generate.py",
     "tests/",
 )
