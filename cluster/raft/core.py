@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cluster.raft import election, follower, output, read_index, replication, silence, transfer
+from cluster.raft import election, follower, heartbeat, output, read_index, replication, silence, transfer
 from cluster.raft.messages import Entry, Message, NotLeader, Ready, SnapshotPoint
 from cluster.raft.settings import RaftSettings
 from cluster.raft.state import (
@@ -63,13 +63,13 @@ class RaftCore(State):
             election.tick_election(self, ticks)
             return
         self.stamp = max(self.stamp, self.clock << STAMP_SHIFT)
-        if not replication.check_quorum(self, ticks):
+        if not heartbeat.check_quorum(self, ticks):
             return
         transfer.tick(self, ticks)
         self.heartbeat_elapsed += ticks
         silence.tick(self, ticks)
         if not self.silent and self.heartbeat_elapsed >= self.settings.heartbeat_ticks:
-            replication.broadcast_heartbeat(self)
+            heartbeat.broadcast_heartbeat(self)
 
     def step(self, message: Message) -> None:
         """One message of a peer. Those to another replica or from no voter are dropped. AssertionError when it breaks a

@@ -6,7 +6,7 @@ reads that arrive before the next Ready share one round. Nothing is answered bef
 
 from __future__ import annotations
 
-from cluster.raft import replication
+from cluster.raft import heartbeat
 from cluster.raft.messages import ReadState
 from cluster.raft.state import STAMP_SHIFT, State
 from cluster.types import Role
@@ -44,11 +44,11 @@ def send_round(state: State) -> None:
     stamp = state.reads[-1][0]
     for peer in state.peers:
         if state.progress[peer].sent < stamp:
-            replication.send_heartbeat(state, peer)
+            heartbeat.send_heartbeat(state, peer)
 
 
 def confirm(state: State) -> None:
-    stamp = replication.quorum_stamp(state)
+    stamp = heartbeat.quorum_stamp(state)
     reads = state.reads
     while reads and reads[0][0] <= stamp:
         state.read_states.append(reads.popleft()[1])
@@ -62,7 +62,7 @@ def lease_read_index(state: State) -> int | None:
     if state.silent or state.transferring or state.transfer_sent:
         return None
     if state.peers:
-        stamp = replication.quorum_stamp(state)
+        stamp = heartbeat.quorum_stamp(state)
         # The current tick has begun, so it counts in full.
         age = state.clock - (stamp >> STAMP_SHIFT) + 1
         if stamp < state.lease_floor or age > state.settings.lease_ticks:

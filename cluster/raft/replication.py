@@ -1,4 +1,4 @@
-"""The leader's side of replication (paper, section 5.3): appends inside each follower's window, heartbeats, commit.
+"""The leader's side of replication (paper, section 5.3): appends inside each follower's window, and the commit.
 
 Appends are made when the driver takes the Ready, so that everything proposed since the last one travels together.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from cluster.raft import quorum, read_index, transfer
 from cluster.raft.messages import Message
 from cluster.raft.progress import Progress, ProgressState
-from cluster.raft.state import APPEND, HEARTBEAT, SNAPSHOT, STAMP_SHIFT, State, become_follower, send_as_leader
+from cluster.raft.state import APPEND, SNAPSHOT, STAMP_SHIFT, State, send_as_leader
 from cluster.types import Role
 
 
@@ -75,22 +75,6 @@ def _send_snapshot(state: State, peer: int, progress: Progress) -> None:
     send_as_leader(state, Message(SNAPSHOT, state.replica, peer, state.term, index, term))
 
 
-def send_heartbeat(state: State, peer: int, *, silence: bool = False) -> None:
-    """`commit` never goes beyond what the follower is known to hold."""
-    progress = state.progress[peer]
-    commit = min(progress.match, state.commit_index)
-    message = Message(HEARTBEAT, state.replica, peer, state.term, commit=commit, context=state.stamp, flag=silence)
-    send_as_leader(state, message)
-    progress.sent = state.stamp
-    state.stamp_used = True
-
-
-def broadcast_heartbeat(state: State) -> None:
-    state.heartbeat_elapsed = 0
-    for peer in state.peers:
-        send_heartbeat(state, peer)
-
-
 def acknowledged(state: State, progress: Progress, stamp: int) -> None:
     """A follower of this term answered a message sent at `stamp`: that confirms reads and extends the lease."""
     assert stamp <= state.stamp, f"stamp {stamp} was never given out"
@@ -98,13 +82,6 @@ def acknowledged(state: State, progress: Progress, stamp: int) -> None:
         progress.acked = stamp
         if state.reads:
             read_index.confirm(state)
-
-
-def quorum_stamp(state: State) -> int:
-    """Messages sent at this stamp or later were answered by a quorum; the leader answers itself."""
-    own = state.stamp
-    replica = state.replica
-    return quorum.agreed(own if voter == replica else each.acked for voter, each in state.progress.items())
 
 
 def on_append_reply(state: State, message: Message) -> None:
@@ -166,18 +143,6 @@ def maybe_commit(state: State) -> None:
     state.commit_index = index
     if first:
         read_index.term_committed(state)
-
-
-def check_quorum(state: State, ticks: int) -> bool:
-    """A leader that no quorum answers steps down (thesis, section 6.2). False when it did."""
-    settings = state.settings
-    # A stall of this process is no silence of the followers, whose answers may be waiting in the inbox.
-    stall = max(0, ticks - settings.heartbeat_ticks)
-    state.quorum_floor = max(quorum_stamp(state) >> STAMP_SHIFT, state.quorum_floor) + stall
-    if state.clock - state.quorum_floor < settings.election_ticks_min:
-        return True
-    become_follower(state, state.term, 0)
-    return False
 
 
 def lost_in_flight(state: State, replica: int) -> None:

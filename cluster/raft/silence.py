@@ -7,7 +7,7 @@ stops a timer, and any other message wakes.
 
 from __future__ import annotations
 
-from cluster.raft import replication
+from cluster.raft import heartbeat
 from cluster.raft.state import STAMP_SHIFT, State, draw_timeout
 from cluster.types import Role
 
@@ -31,7 +31,7 @@ def tick(state: State, ticks: int) -> None:
     state.idle_elapsed += ticks
     if state.idle_elapsed >= state.settings.idle_ticks:
         for peer in state.peers:
-            replication.send_heartbeat(state, peer, silence=True)
+            heartbeat.send_heartbeat(state, peer, silence=True)
         state.silent = True
 
 
@@ -46,6 +46,6 @@ def wake(state: State) -> None:
         state.stamp += 1
         state.lease_floor = state.stamp
         state.quorum_floor = state.clock
-        replication.broadcast_heartbeat(state)
+        heartbeat.broadcast_heartbeat(state)
     else:
         draw_timeout(state)

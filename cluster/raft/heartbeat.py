@@ -1,0 +1,42 @@
+"""Heartbeats of a leader, and what their answers prove: that a quorum still follows (thesis, sections 6.2 and 6.4)."""
+
+from __future__ import annotations
+
+from cluster.raft import quorum
+from cluster.raft.messages import Message
+from cluster.raft.state import HEARTBEAT, STAMP_SHIFT, State, become_follower, send_as_leader
+
+
+def send_heartbeat(state: State, peer: int, *, silence: bool = False) -> None:
+    """`commit` never goes beyond what the follower is known to hold."""
+    progress = state.progress[peer]
+    commit = min(progress.match, state.commit_index)
+    message = Message(HEARTBEAT, state.replica, peer, state.term, commit=commit, context=state.stamp, flag=silence)
+    send_as_leader(state, message)
+    progress.sent = state.stamp
+    state.stamp_used = True
+
+
+def broadcast_heartbeat(state: State) -> None:
+    state.heartbeat_elapsed = 0
+    for peer in state.peers:
+        send_heartbeat(state, peer)
+
+
+def quorum_stamp(state: State) -> int:
+    """Messages sent at this stamp or later were answered by a quorum; the leader answers itself."""
+    own = state.stamp
+    replica = state.replica
+    return quorum.agreed(own if voter == replica else each.acked for voter, each in state.progress.items())
+
+
+def check_quorum(state: State, ticks: int) -> bool:
+    """A leader that no quorum answers steps down (thesis, section 6.2). False when it did."""
+    settings = state.settings
+    # A stall of this process is no silence of the followers, whose answers may be waiting in the inbox.
+    stall = max(0, ticks - settings.heartbeat_ticks)
+    state.quorum_floor = max(quorum_stamp(state) >> STAMP_SHIFT, state.quorum_floor) + stall
+    if state.clock - state.quorum_floor < settings.election_ticks_min:
+        return True
+    become_follower(state, state.term, 0)
+    return False
