@@ -14,6 +14,8 @@ from node.machines.machine import Machine
 
 class CapabilityService(Protocol):
     name: str
+    client_commands: bool
+    """Whether clients may propose; queries are for all."""
 
     def machine(self) -> Machine:
         """A new machine for one shard."""
@@ -25,3 +27,6 @@ class CapabilityService(Protocol):
 
     def query(self, body: bytes, shard: int, shards: int) -> Any:
         """The parsed query. Errors as for a command."""
+
+    def event(self, index: int, key: bytes, event: bytes) -> Any:
+        """One change of the feed as a watch tells it; only where the machine appends changes."""

@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from cluster.errors import Code, TenfoldError, invalid
 from cluster.limits import Limits
 from cluster.ring.ring import shard_of
-from node.machines.kv import KvMachine
+from node.machines.kv import KvMachine, event_message
 from proto.gen.kv_pb2 import KvCommand, KvCompare, KvOp, KvQuery, KvTransaction
 
 _KINDS = frozenset(KvOp.Kind.values())
@@ -26,6 +26,8 @@ _WITH_TTL = frozenset((KvOp.PUT, KvOp.COMPARE_AND_SET, KvOp.INCREMENT))
 
 class Service:
     name = "kv"
+    client_commands = True
+    event = staticmethod(event_message)
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -19,6 +19,7 @@ _WRITES = frozenset((b"map",))
 
 class Service:
     name = "meta"
+    client_commands = False  # the map is changed by nodes only
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

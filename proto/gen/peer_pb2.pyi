@@ -201,6 +201,9 @@ class SnapshotHeader(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     VOTERS_FIELD_NUMBER: _builtins.int
+    TIME_MS_FIELD_NUMBER: _builtins.int
+    time_ms: _builtins.int
+    """shard time at that index"""
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -217,10 +220,11 @@ class SnapshotHeader(_message.Message):
         hello: Global___Hello | None = ...,
         message: Global___RaftMessage | None = ...,
         voters: _abc.Iterable[_builtins.int] | None = ...,
+        time_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "voters", b"voters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "time_ms", b"time_ms", "voters", b"voters"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,142 @@
+"""The process entry: `python -m node --dir DIR`. Builds the real ports, runs one node until it is told to stop.
+
+Exit codes: 0 a clean stop, 1 the directory, the configuration or the port cannot be used (one line on stderr), 4 a crash:
+a failed write, or a bug. Logs are JSON lines on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import ctypes
+import gc
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+import uvloop
+
+from cluster.errors import TenfoldError
+from cluster.limits import DEFAULT
+from cluster.ports import StorageFailed
+from cluster.wire.channel import dial
+from node.app import Node, Ports
+from node.config import NodeConfig, read_config
+from node.storage.disk import RealDisk, boot_id
+from node.storage.identity import Identity
+from node.storage.rocks_state import RocksState
+from node.transport.server import Server
+
+PR_SET_PDEATHSIG = 1
+EXIT_UNUSABLE = 1
+EXIT_CRASH = 4
+
+
+class SystemClock:
+    """The Clock port of a process."""
+
+    def monotonic(self) -> float:
+        return time.monotonic()
+
+    def wall_ms(self) -> int:
+        return time.time_ns() // 1_000_000
+
+
+class TaskSpawn:
+    """The Spawn port of a process: keeps a reference, and logs a task that died."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._log = structlog.get_logger("tasks")
+
+    def __call__(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._tasks[task] = None
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("background task died", task=task.get_name(), exc_info=task.exception())
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m node", description="One Tenfold node.")
+    parser.add_argument("--dir", required=True, type=Path, help="the node's directory, with its node.json")
+    parser.add_argument("--die-with-parent", action="store_true", help="end when the process that started it ends")
+    options = parser.parse_args(arguments)
+    if options.die_with_parent:
+        _die_with_parent()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    path = options.dir / "node.json"
+    try:
+        config = read_config(path.read_bytes(), path)
+        return uvloop.run(_run(config, options.dir))
+    except (TenfoldError, StorageFailed, OSError) as error:
+        print(f"node: {error}", file=sys.stderr)
+        return EXIT_UNUSABLE
+
+
+async def _run(config: NodeConfig, directory: Path) -> int:
+    disk = RealDisk(directory)
+    identity = Identity(config.cluster, config.node)
+    ports = Ports(
+        disk=disk,
+        open_state=lambda: RocksState(directory / "state", identity),
+        dial=dial,
+        serve=lambda handlers, address: Server(handlers, address=address, limits=DEFAULT),
+        clock=SystemClock(),
+        random=random.Random(),
+        spawn=TaskSpawn(),
+        boot_id=boot_id(),
+    )
+    node = Node(config, ports, DEFAULT)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, node.begin_stop)
+    await node.start()
+    _write_run_file(directory, node)
+    gc.collect()
+    gc.freeze()  # what lives for ever is not looked at again
+    failure = await node.stopped
+    if failure is not None:
+        structlog.get_logger("node").critical("stopping after a failure", error=repr(failure), exc_info=failure)
+        sys.stderr.flush()
+        os._exit(EXIT_CRASH)  # nothing is tidied after a failed write: recovery will look at what is really there
+    return 0
+
+
+def _write_run_file(directory: Path, node: Node) -> None:
+    """Tells the launcher where this node listens; replaced whole."""
+    run = {"pid": os.getpid(), "address": node.address, "incarnation": node.incarnation}
+    scratch = directory / "run.json.tmp"
+    scratch.write_bytes(msgspec.json.encode(run))
+    scratch.rename(directory / "run.json")
+
+
+def _die_with_parent() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the kernel was asked
+        raise SystemExit(EXIT_CRASH)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,79 @@
+"""The shard map as this node knows it: kept on disk, ordered by its epoch, followed by a watch.
+
+Addresses heard in a peer's Hello win over the map's, so a cluster whose nodes all come back on new ports finds itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from node.storage.identity import Identity, Sealed
+from proto.gen import meta_pb2
+
+PATH = "map"
+
+
+class ClusterMap:
+    """`current` is the newest map seen; `kept` the sealed file that remembers it."""
+
+    def __init__(self, first: meta_pb2.ShardMap, kept: Sealed, identity: Identity) -> None:
+        self.current = first
+        self._kept = kept
+        self._identity = identity
+        self._heard: dict[str, str] = {}
+        self._waiters: list[asyncio.Future[None]] = []
+        body = kept.read(identity)
+        if body is not None:
+            last = meta_pb2.ShardMap.FromString(body)
+            if last.epoch > first.epoch:
+                self.current = last
+        self._by_id = {shard.id: shard for shard in self.current.shards}
+
+    @property
+    def epoch(self) -> int:
+        return self.current.epoch
+
+    def shard(self, shard: int) -> meta_pb2.Shard | None:
+        return self._by_id.get(shard)
+
+    def addresses(self) -> dict[str, str]:
+        return {m.node: self._heard.get(m.node, m.address) for m in self.current.members}
+
+    def with_addresses(self) -> meta_pb2.ShardMap:
+        """The map as clients get it: every member where it was last heard of."""
+        told = meta_pb2.ShardMap()
+        told.CopyFrom(self.current)
+        for member in told.members:
+            member.address = self._heard.get(member.node, member.address)
+        return told
+
+    def heard(self, node: str, address: str) -> None:
+        if self._heard.get(node) != address:
+            self._heard[node] = address
+            self._wake()
+
+    async def update(self, newer: meta_pb2.ShardMap) -> None:
+        """Follows a newer map; an older or equal one changes nothing."""
+        if newer.cluster_id != self.current.cluster_id or newer.epoch <= self.current.epoch:
+            return
+        self.current = newer
+        self._by_id = {shard.id: shard for shard in newer.shards}
+        self._wake()
+        await self._kept.write(self._identity, newer.SerializeToString())
+
+    def changed(self) -> asyncio.Future[None]:
+        """Resolved at the next change of the map or of an address."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.notify(future)
+        return future
+
+    def notify(self, future: asyncio.Future[None]) -> None:
+        """Resolves `future` at the next change, unless something else has."""
+        self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
+        self._waiters.append(future)
+
+    def _wake(self) -> None:
+        waiters, self._waiters = self._waiters, []
+        for future in waiters:
+            if not future.done():
+                future.set_result(None)

@@ -1,0 +1,223 @@
+"""Drives all replicas of a node in rounds: what waited since the last sync becomes one write, one frame per peer, one sync.
+
+A round: (a) step every dirty core and append everything to the log in one gathered write; (b) sync; (c) while it runs,
+apply what was committed, in bounded slices, one state batch for all shards. Before the sync only a leader's appends and
+heartbeats leave (the core's `messages_now`); votes, acknowledgements and the rest follow it. After etcd's raft and
+architecture section "way of a write".
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from cluster.limits import Limits
+from cluster.ports import Clock, StorageFailed
+from cluster.raft.messages import Message, MessageKind, Ready
+from node.replica import Replica
+from node.storage.log import Log, ShardRound
+from node.storage.view import NodeState, StateBatch
+from node.transport.peers import Peers
+
+STALL_RETRY_S = 0.02
+
+
+class Step:
+    """What one core wants done in a round, and how far its log reaches once the round is synced."""
+
+    __slots__ = ("last_index", "last_term", "ready", "replica", "to_sync")
+
+    def __init__(self, replica: Replica, ready: Ready) -> None:
+        self.replica = replica
+        self.ready = ready
+        self.to_sync = bool(ready.entries or ready.hard_state or ready.snapshot)
+        log = replica.core.log
+        self.last_index = log.last_index
+        self.last_term = log.term_at(log.last_index) or 0
+
+
+class Pump:
+    """One per node. `on_failed` is called once when a write or a sync failed: the node must stop."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        state: NodeState,
+        batch: StateBatch,
+        peers: Peers,
+        clock: Clock,
+        limits: Limits,
+        send_snapshot: Callable[[Replica, Message], None],
+        on_failed: Callable[[BaseException], None],
+    ) -> None:
+        self.replicas: dict[int, Replica] = {}
+        self.rounds = 0
+        self.synced_rounds = 0
+        self._log = log
+        self._state = state
+        self._batch = batch
+        self._peers = peers
+        self._clock = clock
+        self._limits = limits
+        self._send_snapshot = send_snapshot
+        self._on_failed = on_failed
+        self._dirty: dict[Replica, None] = {}
+        self._applying: dict[Replica, None] = {}
+        self._jobs: list[tuple[Callable[[], Awaitable[None]], asyncio.Future[None]]] = []
+        self._first_rounds: list[ShardRound] = []
+        self._wake = asyncio.Event()
+        self._stopping = False
+        self._ticked_at = clock.monotonic()
+
+    def mark_dirty(self, replica: Replica) -> None:
+        self._dirty[replica] = None
+        self._wake.set()
+
+    def write_first(self, shard_round: ShardRound) -> None:
+        """Something recovery found must go into the log with the first round."""
+        self._first_rounds.append(shard_round)
+        self._wake.set()
+
+    async def exclusively(self, job: Callable[[], Awaitable[None]]) -> None:
+        """Runs `job` between two rounds, while no core is stepped and nothing is applied."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._jobs.append((job, done))
+        self._wake.set()
+        await done
+
+    @property
+    def batch_pending(self) -> bool:
+        """Something is applied that the state engine has not taken yet."""
+        return bool(self._batch)
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until `stop`, or until storage fails."""
+        try:
+            while not self._stopping:
+                await self._wake.wait()
+                self._wake.clear()
+                await self._run_jobs()
+                await self._round()
+        except Exception as error:  # a failed write is never believed, an exception in apply is a bug: stop loudly
+            self._on_failed(error)
+
+    def advance_ticks(self) -> None:
+        """Brings every core's time up to now; called by the ticker and before a lease is relied upon."""
+        now = self._clock.monotonic()
+        tick_s = self._limits.tick_ms / 1000
+        ticks = int((now - self._ticked_at) / tick_s)
+        if ticks > 0:
+            self._ticked_at += ticks * tick_s
+            for replica in self.replicas.values():
+                replica.tick(ticks, now)
+
+    # -- one round -----------------------------------------------------------------------------------------------------
+
+    async def _round(self) -> None:
+        self.rounds += 1
+        work = self._step_dirty()
+        rounds, self._first_rounds = self._first_rounds, []
+        for step in work:
+            if step.to_sync:
+                ready = step.ready
+                rounds.append(
+                    ShardRound(step.replica.shard, step.replica.core.replica, ready.entries, ready.hard_state, ready.snapshot)
+                )
+            self._send(step.replica, step.ready.messages_now)
+        if not rounds:
+            for step in work:
+                self._send(step.replica, step.ready.messages_after)
+            self._peers.flush()
+            await self._apply_committed()
+            return
+        self._log.append(rounds)
+        self._peers.flush()
+        sync = asyncio.ensure_future(self._log.sync())
+        try:
+            if self._applying:
+                await asyncio.sleep(0)  # the sync starts, and the frames leave
+                await self._apply_committed()
+        finally:
+            await sync
+        self.synced_rounds += 1
+        self._after_sync(work)
+
+    def _step_dirty(self) -> list[Step]:
+        dirty, self._dirty = self._dirty, {}
+        now, wall_ms = self._clock.monotonic(), self._clock.wall_ms()
+        work: list[Step] = []
+        for replica in dirty:
+            replica.dirty = False
+            ready = replica.step(now, wall_ms)
+            if ready is not None:
+                work.append(Step(replica, ready))
+                if replica.to_apply:
+                    self._applying[replica] = None
+        return work
+
+    def _after_sync(self, work: list[Step]) -> None:
+        for step in work:
+            core = step.replica.core
+            if step.to_sync:
+                core.persisted(step.last_index, step.last_term)
+            self._send(step.replica, step.ready.messages_after)
+            if core.has_ready():
+                step.replica.touch()
+        self._peers.flush()
+
+    def _send(self, replica: Replica, messages: list[Message]) -> None:
+        for message in messages:
+            if message.kind == MessageKind.SNAPSHOT:
+                self._send_snapshot(replica, message)
+            else:
+                self._peers.send(replica.node_of[message.receiver], replica.shard, [message])
+
+    async def _apply_committed(self) -> None:
+        """Applies all that is committed, in slices, so that the loop stays responsive; each slice is one state batch.
+        While the engine stalls nothing more is applied, and Raft goes on."""
+        while True:
+            if self._batch and not self._state.write_batch(self._batch):
+                asyncio.get_running_loop().call_later(STALL_RETRY_S, self._wake.set)
+                return
+            if not self._applying:
+                return
+            self._apply_slice()
+            if self._applying:
+                await asyncio.sleep(0)
+
+    def _apply_slice(self) -> None:
+        now = self._clock.monotonic()
+        deadline = now + self._limits.apply_slice_ms / 1000
+        while self._applying:
+            replica = next(iter(self._applying))
+            to_apply = replica.to_apply
+            while to_apply:
+                replica.apply(to_apply.popleft(), now)
+                now = self._clock.monotonic()
+                if now >= deadline:
+                    break
+            replica.applied_some()
+            if replica.core.has_ready():
+                replica.touch()
+            if not to_apply:
+                del self._applying[replica]
+            if now >= deadline:
+                return
+
+    async def _run_jobs(self) -> None:
+        jobs, self._jobs = self._jobs, []
+        for job, done in jobs:
+            try:
+                await job()
+            except StorageFailed as error:
+                done.set_exception(error)
+                raise
+            except Exception as error:  # the job's caller decides; the pump goes on
+                done.set_exception(error)
+            else:
+                done.set_result(None)

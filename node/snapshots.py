@@ -1,0 +1,150 @@
+"""Snapshots between nodes: streamed in chunks on the bulk channel, installed under a new generation.
+
+Install (architecture section "storage"): chunks go under a new generation prefix; one batch switches generation and
+applied index; flush; then the log's base moves; then the old generation is deleted. A crash between any two of these
+leaves a replica that recovery brings to one side or the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import structlog
+
+from cluster.errors import Code, TenfoldError
+from cluster.limits import Limits
+from cluster.ports import ChannelBroken, Spawn
+from cluster.raft.messages import Message, MessageKind
+from node.pump import Pump
+from node.replica import Replica
+from node.storage.view import NodeState, SnapshotSource
+from node.transport.codec import from_wire, to_wire
+from node.transport.peers import Peers
+from proto.gen import peer_pb2
+
+log = structlog.get_logger("snapshots")
+
+
+class Snapshots:
+    """Sends what a leader's core asks for and installs what arrives. Bounded: `snapshots_sending_max` at a time."""
+
+    def __init__(self, pump: Pump, peers: Peers, state: NodeState, spawn: Spawn, limits: Limits) -> None:
+        self.sent = 0
+        self.installed = 0
+        self._pump = pump
+        self._peers = peers
+        self._state = state
+        self._spawn = spawn
+        self._limits = limits
+        self._sending = 0
+
+    # -- the leader's side ---------------------------------------------------------------------------------------------
+
+    def send(self, replica: Replica, message: Message) -> None:
+        """Called by the pump in a round; the core asks again later when this one was refused or failed."""
+        if self._sending >= self._limits.snapshots_sending_max:
+            self._finished(replica, message, ok=False)
+            return
+        self._sending += 1
+        self._spawn(self._send(replica, message), f"snapshot-{replica.shard}")
+
+    async def _send(self, replica: Replica, message: Message) -> None:
+        ok = False
+        node = replica.node_of[message.receiver]
+        try:
+            header, chunks = await self._freeze(replica, message)
+            try:
+                reply = await self._peers.send_snapshot(node, header, chunks.chunks())
+            finally:
+                chunks.close()
+            ok = reply.accepted
+            if ok:
+                self.sent += 1
+            log.info("snapshot sent", shard=replica.shard, to=node, index=message.index, ok=ok, reason=reply.reason)
+        except (ChannelBroken, TimeoutError, TenfoldError) as error:
+            log.info("snapshot not sent", shard=replica.shard, to=node, reason=str(error))
+        finally:
+            self._sending -= 1
+            self._finished(replica, message, ok=ok)
+
+    async def _freeze(self, replica: Replica, message: Message) -> tuple[peer_pb2.SnapshotHeader, SnapshotSource]:
+        """The state between two rounds, when all that is applied is in the engine; `message` is set to that point."""
+        frozen: list[tuple[peer_pb2.SnapshotHeader, SnapshotSource]] = []
+
+        async def job() -> None:
+            if self._pump.batch_pending:
+                raise TenfoldError(Code.OVERLOADED, "the state engine stalls")
+            point = replica.core.snapshot_point()
+            message.index, message.log_term = point.index, point.term
+            message.term = replica.core.term
+            header = peer_pb2.SnapshotHeader(
+                message=to_wire(replica.shard, message),
+                voters=point.configuration.voters,
+                time_ms=replica.applier.time_ms,
+            )
+            frozen.append((header, replica.state.snapshot()))
+
+        await self._pump.exclusively(job)
+        return frozen[0]
+
+    def _finished(self, replica: Replica, message: Message, *, ok: bool) -> None:
+        replica.core.snapshot_finished(message.receiver, message.index, ok)
+        replica.touch()
+
+    # -- the follower's side -------------------------------------------------------------------------------------------
+
+    async def receive(
+        self, replica: Replica, header: peer_pb2.SnapshotHeader, chunks: AsyncIterator[bytes]
+    ) -> peer_pb2.SnapshotReply:
+        """Takes the chunks of one snapshot; accepted once it is installed and the log's base has moved."""
+        message = from_wire(header.message)
+        assert message.kind == MessageKind.SNAPSHOT
+        if replica.installing:
+            return peer_pb2.SnapshotReply(accepted=False, reason="another snapshot is being installed")
+        if not replica.core.wants_snapshot(message):
+            replica.receive(message)  # the core answers with what it has
+            return peer_pb2.SnapshotReply(accepted=False, reason="not wanted")
+        replica.installing = True
+        try:
+            return await self._install(replica, header, message, chunks)
+        finally:
+            replica.installing = False
+
+    async def _install(
+        self, replica: Replica, header: peer_pb2.SnapshotHeader, message: Message, chunks: AsyncIterator[bytes]
+    ) -> peer_pb2.SnapshotReply:
+        sink = replica.state.begin_install()
+        try:
+            async for pairs in chunks:
+                await sink.add(pairs)
+        except BaseException:
+            sink.abort()
+            raise
+        installed = False
+
+        async def job() -> None:
+            nonlocal installed
+            if self._pump.batch_pending or not replica.core.wants_snapshot(message):
+                sink.abort()
+                return
+            replica.to_apply.clear()
+            sink.commit(message.index, message.log_term, header.time_ms)
+            await self._state.flush()
+            replica.applier.load(replica.state.view, header.time_ms)
+            replica.core.step(message)  # at once: nothing that waits in the inbox may come between
+            assert replica.core.commit_index == message.index, "a wanted snapshot is accepted"
+            replica.touch()
+            installed = True
+
+        await self._pump.exclusively(job)
+        if not installed:
+            return peer_pb2.SnapshotReply(accepted=False, reason="no longer wanted")
+        await self._pump.exclusively(_nothing)  # the round in which the base moved is synced
+        sink.finish()
+        self.installed += 1
+        log.info("snapshot installed", shard=replica.shard, index=message.index)
+        return peer_pb2.SnapshotReply(accepted=True)
+
+
+async def _nothing() -> None:
+    return None

@@ -1,0 +1,141 @@
+"""The node's background work: ticks, flushing state so that log segments can go, and keeping meta's map true."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from cluster.errors import TenfoldError
+from cluster.limits import Limits
+from cluster.ports import Channel, ChannelBroken, Dial
+from node.cluster_map import ClusterMap
+from node.peer_events import PeerEvents
+from node.pump import Pump
+from node.shards import Shards
+from node.storage.log import Log
+from node.storage.view import NodeState
+from node.tickets import Latch, Proposal
+from node.transport.peers import Peers
+from proto.gen import entry_pb2, meta_pb2, node_pb2
+
+log = structlog.get_logger("upkeep")
+
+QUARANTINED_NEEDS_NOTHING = 2**63
+"""A quarantined replica is rebuilt from its peers, so it pins no log segment."""
+
+
+class Upkeep:
+    def __init__(
+        self,
+        *,
+        map: ClusterMap,
+        shards: Shards,
+        pump: Pump,
+        peers: Peers,
+        events: PeerEvents,
+        log_file: Log,
+        state: NodeState,
+        dial: Dial,
+        limits: Limits,
+    ) -> None:
+        self._map = map
+        self._shards = shards
+        self._pump = pump
+        self._peers = peers
+        self._events = events
+        self._log = log_file
+        self._state = state
+        self._dial = dial
+        self._limits = limits
+        self._flushed_at_bytes = log_file.total_bytes
+        self._fetch_from: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
+        self._others = [node for node in map.addresses() if node != shards.node]
+
+    async def tick(self) -> None:
+        """For ever: advances time, tells the heartbeats what to say, raises suspicions."""
+        while True:
+            await asyncio.sleep(self._limits.tick_ms / 1000)
+            self._pump.advance_ticks()
+            self._peers.set_heartbeat(len(self._shards.led()), self._map.epoch)
+            self._events.suspect({node: self._peers.heard_s(node) for node in self._others})
+
+    async def flush(self) -> None:
+        """For ever: after `flush_log_bytes` of log the state is flushed and the segments it covers are deleted."""
+        while True:
+            await asyncio.sleep(self._limits.node_heartbeat_ms / 1000)
+            if self._log.total_bytes - self._flushed_at_bytes >= self._limits.flush_log_bytes:
+                self._flushed_at_bytes = self._log.total_bytes
+                await self.flush_now()
+
+    async def flush_now(self) -> None:
+        durable = dict(await self._state.flush())
+        durable.update(dict.fromkeys(self._shards.quarantined, QUARANTINED_NEEDS_NOTHING))
+        released = self._log.release(durable)
+        log.info("state flushed", segments_released=released, log_bytes=self._log.disk_bytes)
+
+    # -- the map -------------------------------------------------------------------------------------------------------
+
+    def fetch_map(self, node: str) -> None:
+        """A peer knows a newer map: ask it, one question at a time."""
+        if self._fetch_from.empty():
+            self._fetch_from.put_nowait(node)
+
+    async def follow_map(self) -> None:
+        """For ever: fetches newer maps from the peers that announced them."""
+        while True:
+            node = await self._fetch_from.get()
+            channel: Channel = self._dial(self._map.addresses()[node])
+            try:
+                async with asyncio.timeout(self._limits.deadline_ms_default / 1000):
+                    request = node_pb2.MapRequest(above_epoch=self._map.epoch)
+                    async for newer in channel.replies("Node", "WatchMap", request):
+                        await self._map.update(newer)
+                        break
+            except (ChannelBroken, TenfoldError, TimeoutError) as error:
+                log.info("map not fetched", node=node, reason=str(error))
+            finally:
+                await channel.close()
+
+    async def keep_meta(self) -> None:
+        """For ever: publishes what the meta replica here applied; its leader writes the first map and new addresses."""
+        meta = self._shards.meta
+        if meta is None:
+            return
+        machine = meta.applier.machines["meta"]
+        while True:
+            changed = meta.changed()
+            known: meta_pb2.ShardMap | None = machine.map
+            if known is not None:
+                await self._map.update(known)
+            if meta.leading and meta.clock.running:
+                command = self._command(known)
+                if command is not None:
+                    await self._propose(command)
+                    continue
+            self._map.notify(changed)
+            await changed
+
+    def _command(self, known: meta_pb2.ShardMap | None) -> meta_pb2.MetaCommand | None:
+        """What the meta leader should write next, if anything."""
+        if known is None:
+            return meta_pb2.MetaCommand(bootstrap=self._map.current)
+        addresses = self._map.addresses()
+        for member in known.members:
+            if addresses.get(member.node, member.address) != member.address:
+                moved = meta_pb2.Member(node=member.node, address=addresses[member.node], zone=member.zone)
+                return meta_pb2.MetaCommand(set_member=moved)
+        return None
+
+    async def _propose(self, command: meta_pb2.MetaCommand) -> None:
+        meta = self._shards.meta
+        assert meta is not None
+        latch = Latch()
+        request = entry_pb2.Request(capability="meta", principal="node", body=command.SerializeToString())
+        proposal = Proposal(latch, request, command, frozenset())
+        meta.propose(proposal)
+        await latch.future
+        assert proposal.outcome is not None
+        if proposal.outcome.code:
+            log.info("meta command not applied", code=proposal.outcome.code, reason=proposal.outcome.message)
+            await asyncio.sleep(self._limits.node_heartbeat_ms / 1000)
