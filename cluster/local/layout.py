@@ -192,6 +192,26 @@ class Layout:
         except FileNotFoundError:
             return []
 
+    def log_size(self, node: str) -> int:
+        """Bytes in the node's log; 0 if it has none."""
+        try:
+            return self.log_path(node).stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def lines_from(self, node: str, offset: int) -> tuple[list[str], int]:
+        """The whole lines of the node's log from byte `offset` on, and where the next begins. From the start again if the
+        log has become shorter."""
+        size = self.log_size(node)
+        if size == offset:
+            return [], offset
+        with self.log_path(node).open("rb") as log:
+            log.seek(offset if offset < size else 0)
+            content = log.read()
+            end = log.tell()
+        whole, _, rest = content.rpartition(b"\n")
+        return whole.decode(errors="replace").split("\n") if whole else [], end - len(rest)
+
     def purge(self) -> list[str]:
         """Removes the cluster; the names of what else was found in the directory and stays."""
         cluster = self.read()

@@ -19,6 +19,7 @@ import psutil
 
 SOURCE = Path(__file__).resolve().parents[2]
 DIE_WITH_PARENT = "--die-with-parent"
+PARENT_VARIABLE = "TENFOLD_PARENT_PID"  # lets the node notice that its parent died before it could ask the kernel
 
 
 def command(directory: Path, die_with_parent: bool) -> list[str]:
@@ -48,7 +49,7 @@ def spawn(directory: Path, log: Path, *, die_with_parent: bool) -> subprocess.Po
             stdout=output,
             stderr=output,
             cwd=directory,
-            env=environment(),
+            env={**environment(), PARENT_VARIABLE: str(os.getpid())},
             start_new_session=True,
             close_fds=True,
         )

@@ -1,0 +1,145 @@
+"""What `status` and `ring` show, made from what the nodes say: one JSON document and the rows of one table each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cluster.local.ask import leaders
+from cluster.local.local_cluster import NodeStatus
+from cluster.ring.ring import arc
+from cluster.ring.shard_map import data_shards
+from cluster.types import META_SHARD
+from proto.gen import meta_pb2, node_pb2
+
+STATUS_COLUMNS = (
+    "node",
+    "zone",
+    "address",
+    "state",
+    "pid",
+    "leads",
+    "replicas",
+    "peers",
+    "log",
+    "memory",
+    "cpu s",
+    "trouble",
+)
+RING_COLUMNS = ("shard", "arc", "leader", "replicas", "applied", "lag")
+NONE = "-"
+
+
+def size(count: int) -> str:
+    """A number of bytes for a human."""
+    scaled, unit = float(count), "B"
+    for bigger in ("KiB", "MiB", "GiB", "TiB"):
+        if scaled < 1024:
+            break
+        scaled, unit = scaled / 1024, bigger
+    return f"{count} B" if unit == "B" else f"{scaled:.1f} {unit}"
+
+
+def node_document(status: NodeStatus) -> dict[str, Any]:
+    """One node of `status --json`; what it did not answer is absent."""
+    document: dict[str, Any] = {
+        "node": status.node,
+        "zone": status.zone,
+        "address": status.address,
+        "state": str(status.condition),
+        "pid": status.pid,
+    }
+    if status.reply is not None:
+        reply = status.reply
+        document |= {
+            "incarnation": reply.incarnation,
+            "epoch": reply.epoch,
+            "leads": [each.shard for each in reply.replicas if each.role == "leader"],
+            "replicas": [each.shard for each in reply.replicas],
+            "quarantined": {str(each.shard): each.quarantine for each in reply.replicas if each.quarantine},
+            "peers_up": list(reply.peers_up),
+            "log_bytes": reply.log_bytes,
+            "resident_bytes": reply.resident_bytes,
+            "cpu_seconds": reply.cpu_seconds,
+            "counters": dict(reply.counters),
+        }
+    return document
+
+
+def status_row(status: NodeStatus) -> list[object]:
+    told = node_document(status)
+    row: list[object] = [status.node, status.zone or NONE, status.address, str(status.condition), status.pid or NONE]
+    if status.reply is None:
+        silent = "" if status.pid is None or status.condition != "running" else "does not answer"
+        return [*row, NONE, NONE, NONE, NONE, NONE, NONE, silent]
+    trouble = ", ".join(f"{shard_name(int(shard))} quarantined" for shard in told["quarantined"])
+    counts = [len(told["leads"]), len(told["replicas"]), len(told["peers_up"])]
+    used = [size(told["log_bytes"]), size(told["resident_bytes"]), f"{told['cpu_seconds']:.1f}"]
+    return [*row, *counts, *used, trouble]
+
+
+def shard_name(shard: int) -> str:
+    return "meta" if shard == META_SHARD else str(shard)
+
+
+def ring_documents(shard_map: meta_pb2.ShardMap, statuses: Sequence[NodeStatus]) -> list[dict[str, Any]]:
+    """One document a shard, meta first. `applied_index` is the leader's; a replica's lag is how many committed entries it
+    has not applied, counted to the highest commit index known of the shard; the shard's is the largest of them."""
+    replies = {each.node: each.reply for each in statuses if each.reply is not None}
+    leading = leaders(replies.values())
+    return [
+        _shard_document(shard, data_shards(shard_map), leading.get(shard.id), replies) for shard in shard_map.shards
+    ]
+
+
+def _shard_document(
+    shard: meta_pb2.Shard, shards: int, leader: str | None, replies: dict[str, node_pb2.StatusReply]
+) -> dict[str, Any]:
+    told = {node: _replica(reply.replicas, shard.id) for node, reply in replies.items()}
+    known = {node: replica for node, replica in told.items() if replica is not None}
+    commit = max((replica.commit_index for replica in known.values()), default=0)
+    replicas = [_replica_document(each, known.get(each.node), commit) for each in shard.replicas]
+    low, high = arc(shard.id, shards) if shard.id != META_SHARD else (0, 0)
+    return {
+        "shard": shard.id,
+        "version": shard.version,
+        "arc": None if shard.id == META_SHARD else [f"{low:016x}", f"{high - 1:016x}"],
+        "leader": leader,
+        "term": known[leader].term if leader is not None else None,
+        "preferred_leader": shard.replicas[0].node,
+        "applied_index": known[leader].applied_index if leader is not None else None,
+        "lag": max((each["lag"] for each in replicas if each["lag"] is not None), default=None),
+        "replicas": replicas,
+    }
+
+
+def _replica(replicas: Iterable[node_pb2.ReplicaStatus], shard: int) -> node_pb2.ReplicaStatus | None:
+    return next((each for each in replicas if each.shard == shard), None)
+
+
+def _replica_document(replica: meta_pb2.Replica, told: node_pb2.ReplicaStatus | None, commit: int) -> dict[str, Any]:
+    return {
+        "node": replica.node,
+        "replica": replica.id,
+        "role": told.role if told is not None else None,
+        "applied_index": told.applied_index if told is not None else None,
+        "lag": max(0, commit - told.applied_index) if told is not None else None,
+        "quarantine": told.quarantine if told is not None else "",
+    }
+
+
+def ring_row(document: dict[str, Any]) -> list[object]:
+    """A replica whose node does not answer stands in parentheses; a quarantined one is marked with an exclamation mark."""
+    names = []
+    for each in document["replicas"]:
+        name = f"{each['node']}!" if each["quarantine"] else each["node"]
+        names.append(name if each["role"] is not None else f"({name})")
+    around = "" if document["arc"] is None else "{}..{}".format(*(edge[:8] for edge in document["arc"]))
+    return [
+        shard_name(document["shard"]),
+        around,
+        document["leader"] or NONE,
+        " ".join(names),
+        NONE if document["applied_index"] is None else document["applied_index"],
+        NONE if document["lag"] is None else document["lag"],
+    ]

@@ -1,0 +1,34 @@
+"""`up --foreground`: the command stays with its nodes and takes them along when it goes."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+from client.cli.output import note
+from cluster.local.local_cluster import LocalCluster
+
+POLL_S = 0.5
+
+
+async def stay(cluster: LocalCluster) -> None:
+    """Returns after SIGINT, SIGTERM or SIGHUP, or once no node runs any more. The caller stops what is left."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, asked.set)
+    note("running in the foreground; interrupt to stop the nodes")
+    ended: set[str] = set()
+    while cluster.layout.exists():
+        try:
+            async with asyncio.timeout(POLL_S):
+                await asked.wait()
+            return
+        except TimeoutError:
+            running = cluster.launcher.processes(cluster.nodes)
+            for node in sorted(set(cluster.nodes) - set(running) - ended):
+                note(f"{node} has ended")
+            ended = set(cluster.nodes) - set(running)
+            if not running:
+                note("all nodes have ended")
+                return
