@@ -76,3 +76,14 @@ def test_a_breach_fails_and_is_named(copy: Path, path: str, line: str) -> None:
     module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     assert done.returncode == 1
     assert f"{module} -> " in done.stdout, done.stdout
+
+
+def test_a_module_of_the_node_without_a_place_fails(copy: Path) -> None:
+    stray = copy / "node" / "stray.py"
+    stray.write_text('"""Nobody said where it stands."""\n', encoding="utf-8")
+    try:
+        done = lint_imports(copy)
+    finally:
+        stray.unlink()
+    assert done.returncode == 1
+    assert "node.stray" in done.stdout
