@@ -34,7 +34,8 @@ def options(limits: Limits) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", limits.message_bytes_max),
         ("grpc.max_receive_message_length", limits.message_bytes_max),
         ("grpc.keepalive_time_ms", limits.keepalive_ms),
-        ("grpc.keepalive_timeout_ms", limits.keepalive_ms),
+        ("grpc.keepalive_timeout_ms", 2 * limits.keepalive_ms),
+        ("grpc.http2.ping_timeout_ms", 2 * limits.keepalive_ms),  # without it the timeout above means a minute
         ("grpc.http2.max_pings_without_data", 0),  # as many as keepalive asks for; our server permits them
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),

@@ -71,7 +71,7 @@ def from_rpc_error(error: Any) -> Exception:
             return TenfoldError(Code.UNKNOWN_CAPABILITY, text)
         case grpc.StatusCode.RESOURCE_EXHAUSTED if _request_too_large(text):
             return TenfoldError(Code.INVALID_ARGUMENT, f"message: {text}")
-    return TenfoldError(Code.INTERNAL, f"{status.name}: {text}")
+    return ChannelBroken(f"{status.name}: {text}")  # our servers always say their code: this came from grpc itself
 
 
 def _told(error: Any) -> TenfoldError | None:

@@ -94,6 +94,7 @@ class Link:
         self._heartbeat_sent_s = float("-inf")
         self._wake = asyncio.Event()
         self._kicked = asyncio.Event()
+        self._fresh = False
         self._closing = False
         self._running = 2
         self._ended = asyncio.Event()
@@ -127,8 +128,9 @@ class Link:
             self._wake.set()
 
     def kick(self) -> None:
-        """The peer was just heard: try to reach it now, without waiting for the next attempt."""
+        """The peer was just heard: try to reach it now, on a fresh channel that is in no backoff."""
         if self._stream is None:
+            self._fresh = True
             self._kicked.set()
 
     def move(self, address: str, *, at_once: bool) -> None:
@@ -159,10 +161,11 @@ class Link:
         attempt = 0
         while not self._closing:
             self._kicked.clear()
-            if channel is None or dialled != self.address:
+            if channel is None or dialled != self.address or self._fresh:
                 if channel is not None:
                     await channel.close()
                 channel, dialled = self._dial(self.address), self.address
+                self._fresh = False
             if await self._attempt(channel, dialled):
                 attempt = 0
             await self._pause(RECONNECT_WAITS_S[min(attempt, len(RECONNECT_WAITS_S) - 1)])
@@ -211,6 +214,7 @@ class Link:
     def _stand(self, stream: Stream, incarnation: int, address: str) -> None:
         assert not self._outbox, "nothing waits for a stream that does not stand"
         self._stream = stream
+        self._fresh = False
         self._heartbeat_sent_s = float("-inf")
         self._last_problem = ""
         self._log.info("peer up", address=address, incarnation=incarnation)

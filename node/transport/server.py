@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -34,7 +35,8 @@ def options(limits: Limits) -> list[tuple[str, Any]]:
         ("grpc.max_send_message_length", limits.message_bytes_max),
         ("grpc.max_receive_message_length", limits.message_bytes_max),
         ("grpc.keepalive_time_ms", limits.keepalive_ms),
-        ("grpc.keepalive_timeout_ms", limits.keepalive_ms),
+        ("grpc.keepalive_timeout_ms", 2 * limits.keepalive_ms),
+        ("grpc.http2.ping_timeout_ms", 2 * limits.keepalive_ms),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.http2.min_ping_interval_without_data_ms", limits.keepalive_ms // 2),
         ("grpc.http2.max_ping_strikes", 0),
@@ -83,8 +85,8 @@ class Server:
         """Binds and serves; the actual port. OSError naming the address where it cannot be bound."""
         try:
             port: int = self._server.add_insecure_port(self.address)
-        except RuntimeError as error:
-            raise OSError(errno.EADDRINUSE, f"cannot listen on {self.address}: {error}") from None
+        except RuntimeError:
+            raise _why_not_bound(self.address) from None
         await self._server.start()
         for full_name in self._services:
             await self._health.set(full_name, health_pb2.HealthCheckResponse.SERVING)
@@ -177,6 +179,21 @@ class Server:
     def _bug(self, method: Method, error: Exception) -> TenfoldError:
         self._log.error("handler failed", method=method.path, exc_info=error)
         return TenfoldError(Code.INTERNAL, f"{method.path}: {type(error).__name__}")
+
+
+def _why_not_bound(address: str) -> OSError:
+    """grpc says only that it failed; the kernel says why."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return OSError(errno.EINVAL, f"cannot listen on {address}: it must be host:port")
+    try:
+        family, kind, protocol, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(target)
+    except (OSError, OverflowError) as error:
+        number = error.errno if isinstance(error, OSError) else errno.EINVAL
+        return OSError(number, f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}")
+    return OSError(errno.EADDRINUSE, f"cannot listen on {address}: the port is taken")
 
 
 class _Bound:
