@@ -1,0 +1,208 @@
+"""The nemesis that kills: SIGKILL to nodes that hold leaders or anything else, and a restart a moment later.
+
+Laws: never more than a minority of any replica set is down, where a node counts as down until it has caught up again; every
+fault is on file before it is injected; `heal` starts whatever this nemesis killed, and callers run it in a `finally`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+from chaos.history import Recorder
+from chaos.nemesis.health import Goal, goal_of, quarantined
+from chaos.nemesis.schedule import PlannedKill, ReplicaSets, choose
+from cluster.errors import TenfoldError
+from cluster.local.ask import leaders as leaders_of
+from cluster.local.launcher import Condition
+from cluster.local.local_cluster import NodeStatus
+from proto.gen import meta_pb2, node_pb2
+
+POLL_S = 0.1
+RECOVERY_TIMEOUT_S = 60.0
+
+
+class NeverHealed(Exception):
+    """The cluster did not come back in the time it had."""
+
+
+class Victims(Protocol):
+    """What the nemesis needs of a cluster; `LocalCluster` is one."""
+
+    async def kill(self, *nodes: str) -> None: ...
+
+    async def restart(self, *nodes: str) -> None: ...
+
+    async def status(self) -> list[NodeStatus]: ...
+
+    async def shard_map(self) -> meta_pb2.ShardMap: ...
+
+
+class KillNemesis:
+    """One per run. `run` until the time is over, then `heal`."""
+
+    def __init__(self, cluster: Victims, recorder: Recorder) -> None:
+        self._cluster = cluster
+        self._recorder = recorder
+        self._replica_sets: ReplicaSets = {}
+        self._down: set[str] = set()
+        self._killed: set[str] = set()
+        self._recoveries: dict[str, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()
+        self.kills = 0
+
+    async def start(self) -> None:
+        """Learns who holds what. A node that does not answer now counts as down, and is left as it is."""
+        shard_map = await self._cluster.shard_map()
+        self._replica_sets = {
+            each.id: frozenset(replica.node for replica in each.replicas) for each in shard_map.shards
+        }
+        self._down = {each.node for each in await self._cluster.status() if each.reply is None}
+
+    async def run(self, plans: Iterable[PlannedKill], duration_s: float) -> None:
+        """Carries the plans out for `duration_s` seconds. NeverHealed if a node does not recover."""
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        for planned in plans:
+            await asyncio.sleep(max(0.0, start + planned.at_s - loop.time()))
+            node = await self._next_victim(planned, start + duration_s)
+            if node is None:
+                break
+            await self.strike(node)
+            self.recover(node, planned.down_s)
+        while (left := start + duration_s - loop.time()) > 0:
+            await self._wait_for_change(left)
+
+    async def _next_victim(self, planned: PlannedKill, until: float) -> str | None:
+        """Waits until somebody may be killed; None when the time is over."""
+        loop = asyncio.get_running_loop()
+        while loop.time() < until:
+            replies = await self._replies()
+            silent = {node for nodes in self._replica_sets.values() for node in nodes} - replies.keys()
+            leaders = leaders_of(replies.values())
+            if (node := choose(planned, self._replica_sets, leaders, self._down | silent)) is not None:
+                return node
+            await self._wait_for_change(until - loop.time())
+        return None
+
+    async def _wait_for_change(self, timeout_s: float) -> None:
+        """Returns when a node has recovered or the time is over; raises what a recovery raised."""
+        self._changed.clear()
+        try:
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        for node in [node for node, task in self._recoveries.items() if task.done()]:
+            self._recoveries.pop(node).result()
+
+    async def strike(self, node: str) -> None:
+        """SIGKILL to `node`; returns when its process is gone."""
+        led = sorted(shard for shard, leader in leaders_of((await self._replies()).values()).items() if leader == node)
+        self._down.add(node)
+        self._killed.add(node)
+        self._recorder.fault("invoke", "kill", node=node, note=f"leads {led}" if led else "leads nothing")
+        await self._carry_out("kill", node, self._cluster.kill(node))
+        self.kills += 1
+
+    def recover(self, node: str, down_s: float) -> asyncio.Task[None]:
+        """Starts `node` again after `down_s` seconds; the task ends when it counts again."""
+        task = asyncio.create_task(self._recover(node, down_s), name=f"recovery of {node}")
+        task.add_done_callback(lambda _: self._changed.set())
+        self._recoveries[node] = task
+        return task
+
+    async def _recover(self, node: str, down_s: float) -> None:
+        await asyncio.sleep(down_s)
+        self._recorder.fault("invoke", "restart", node=node)
+        await self._carry_out("restart", node, self._cluster.restart(node))
+        await self._caught_up(node)
+        self._recorder.fault("ok", "recovered", node=node)
+        self._killed.discard(node)
+        self._down.discard(node)
+
+    async def _caught_up(self, node: str) -> None:
+        held = {shard for shard, nodes in self._replica_sets.items() if node in nodes}
+        goal: Goal | None = None
+        try:
+            async with asyncio.timeout(RECOVERY_TIMEOUT_S):
+                while True:
+                    replies = await self._replies()
+                    goal = goal or goal_of(node, held, replies, leaders_of(replies.values()))
+                    if goal is not None and goal.reached(replies.get(node)):
+                        return
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            bad = quarantined(await self._replies())
+            told = f" ({'; '.join(bad)})" if bad else ""
+            raise NeverHealed(f"{node} did not catch up within {RECOVERY_TIMEOUT_S:g} s of its restart{told}") from None
+
+    async def _replies(self) -> dict[str, node_pb2.StatusReply]:
+        """Of the nodes that answer. NeverHealed if one ended that nobody killed."""
+        statuses = await self._cluster.status()
+        for each in statuses:
+            if each.condition is Condition.DOWN and each.node not in self._down:
+                raise NeverHealed(f"{each.node} ended, and not by the nemesis; its log says why")
+        return {each.node: each.reply for each in statuses if each.reply is not None}
+
+    async def _carry_out(self, f: str, node: str, work: Any) -> None:
+        try:
+            await work
+        except TenfoldError as error:
+            self._recorder.fault("fail", f, node=node, error=error.message)
+            raise NeverHealed(f"{f} of {node} failed: {error.message}") from error
+        self._recorder.fault("ok", f, node=node)
+
+    async def heal(self) -> None:
+        """Starts every node this nemesis killed and that is not back, and waits for none of them to catch up."""
+        tasks = list(self._recoveries.values())
+        self._recoveries.clear()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        failures = []
+        for node in sorted(self._killed):
+            self._recorder.fault("invoke", "restart", node=node, note="healing")
+            try:
+                await self._carry_out("restart", node, self._cluster.restart(node))
+                self._killed.discard(node)
+            except NeverHealed as error:
+                failures.append(str(error))
+        if failures:
+            raise NeverHealed("; ".join(failures))
+
+
+async def converged(cluster: Victims, timeout_s: float) -> None:
+    """Returns when every node answers, every shard has a leader and every replica has applied what was committed.
+    NeverHealed names what is missing."""
+    shard_map = await cluster.shard_map()
+    holders = {each.id: [replica.node for replica in each.replicas] for each in shard_map.shards}
+    missing = "nothing was looked at"
+    goals: dict[str, Goal] = {}
+    try:
+        async with asyncio.timeout(timeout_s):
+            while missing:
+                replies = {each.node: each.reply for each in await cluster.status() if each.reply is not None}
+                missing = _missing(holders, replies, goals)
+                await asyncio.sleep(POLL_S if missing else 0)
+    except TimeoutError:
+        raise NeverHealed(f"after {timeout_s:g} s {missing}") from None
+
+
+def _missing(holders: dict[int, list[str]], replies: dict[str, node_pb2.StatusReply], goals: dict[str, Goal]) -> str:
+    """The first thing that keeps the cluster from being whole, "" if nothing does. Sets goals where they are known."""
+    if bad := quarantined(replies):
+        return f"a replica is quarantined: {bad[0]}"
+    leaders = leaders_of(replies.values())
+    for node in sorted({node for nodes in holders.values() for node in nodes}):
+        if node not in replies:
+            return f"{node} does not answer"
+        held = {shard for shard, nodes in holders.items() if node in nodes}
+        goal = goals.get(node) or goal_of(node, held, replies, leaders)
+        if goal is None:
+            return f"no leader answers for shards {sorted(held - leaders.keys())}"
+        goals[node] = goal
+        if not goal.reached(replies[node]):
+            return f"{node} has not caught up"
+    return ""
