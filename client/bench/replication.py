@@ -14,11 +14,12 @@ from typing import Any
 from client.bench.load import Measurement, Operation, measure
 from client.bench.subject import KEY_BYTES, VALUE_BYTES, Subject
 from client.cli.output import note
+from client.kv import Consistency
 
 NODES = 5
 BATCH = 100
 READ_KEYS = 10_000
-CONSISTENCIES = ("linearizable", "lease", "stale")
+CONSISTENCIES: tuple[Consistency, ...] = ("linearizable", "lease", "stale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +75,11 @@ class _Works:
             await self._subject.put_all([(key, self._value) for key in self._keys[start : start + 1000]])
 
     def named(self, name: str) -> Operation:
-        kind, _, consistency = name.partition(", ")
-        if kind == "get":
-            return self._get(consistency)
-        return self._put() if kind == "put" else self._batch()
+        """The operation of one of `Plan.works`; KeyError for another."""
+        reads = {f"get, {consistency}": consistency for consistency in CONSISTENCIES}
+        if name in reads:
+            return self._get(reads[name])
+        return {"put": self._put, f"batch of {BATCH}": self._batch}[name]()
 
     def _put(self) -> Operation:
         put, key, value = self._subject.client.kv.put, self._random.randbytes, self._value
@@ -97,7 +99,7 @@ class _Works:
 
         return operation
 
-    def _get(self, consistency: str) -> Operation:
+    def _get(self, consistency: Consistency) -> Operation:
         get, choose, keys, value = self._subject.client.kv.get, self._random.choice, self._keys, self._value
 
         async def operation() -> int:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 from client.bench.load import Usage
 from client.client import Client
-from client.kv import Put
+from client.results import Put
 from cluster.local.local_cluster import LocalCluster
 
 SHARDS = 12
@@ -48,5 +48,5 @@ class Subject:
     async def put_all(self, pairs: Sequence[tuple[bytes, bytes]]) -> None:
         """One batch; the first entry that failed is raised."""
         for each in await self.client.kv.batch([Put(key, value) for key, value in pairs]):
-            if isinstance(each, Exception):
-                raise each
+            if each.error is not None:
+                raise each.error
