@@ -1,0 +1,121 @@
+"""Every file carries what it is, in which format, and whose: magic, format version, cluster id, node and boot id.
+
+A file of a newer format or of another cluster or node is refused before anything of it is used. The layout of this head
+is the same in every format, so that a newer one is told from a damaged one. `Sealed` keeps small
+facts (the last map, seed addresses) in one file that is replaced whole: temporary name, sync, rename, directory sync.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from zlib import crc32
+
+from cluster.errors import Code, TenfoldError
+from cluster.ports import Disk, StorageFailed
+from node.storage.failpoints import failpoint
+
+LOG = b"TENFLOG\n"
+SEALED = b"TENFSEAL"
+STATE = b"TENFSTAT"
+FORMATS = {LOG: 1, SEALED: 1, STATE: 1}
+"""The newest format of each kind that this program reads and the one that it writes."""
+
+_LAYOUT = struct.Struct("<8sI33p33p65p")
+_CHECK = struct.Struct("<I")
+BYTES = _LAYOUT.size + _CHECK.size
+
+
+class ForeignFile(TenfoldError):
+    """A file of a newer format, or of another cluster or node. Nothing was changed."""
+
+
+class DamagedIdentity(StorageFailed):
+    """The identity at the head of a file cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """`cluster_id` up to 32 bytes, `node` up to 32 and `boot_id` up to 64 characters of ASCII."""
+
+    cluster_id: bytes
+    node: str
+    boot_id: str = ""
+
+    def __post_init__(self) -> None:
+        assert len(self.cluster_id) <= 32 and len(self.node) <= 32 and len(self.boot_id) <= 64, f"{self}: too long"
+
+    def encode(self, kind: bytes) -> bytes:
+        head = _LAYOUT.pack(kind, FORMATS[kind], self.cluster_id, self.node.encode(), self.boot_id.encode())
+        return head + _CHECK.pack(crc32(head))
+
+
+def read_identity(kind: bytes, data: bytes, path: str, expected: Identity) -> Identity:
+    """The identity at the head of `data`. ForeignFile names the path, what was found and what was expected;
+    DamagedIdentity. The boot id may differ: it tells whether the machine restarted since."""
+    if (
+        len(data) < BYTES
+        or data[:8] != kind
+        or crc32(data[: _LAYOUT.size]) != _CHECK.unpack_from(data, _LAYOUT.size)[0]
+    ):
+        raise DamagedIdentity(f"{path}: the identity at its head is damaged")
+    version = int.from_bytes(data[8:12], "little")
+    if version > FORMATS[kind]:
+        raise ForeignFile(
+            Code.INVALID_ARGUMENT,
+            f"{path}: format {version} is newer than {FORMATS[kind]}, the newest this program reads",
+            path=path,
+            found=version,
+            expected=FORMATS[kind],
+        )
+    _, _, cluster_id, node, boot_id = _LAYOUT.unpack_from(data)
+    found = Identity(cluster_id, node.decode(), boot_id.decode())
+    if found.cluster_id != expected.cluster_id:
+        raise _foreign(path, "cluster", found.cluster_id.hex(), expected.cluster_id.hex())
+    if found.node != expected.node:
+        raise _foreign(path, "node", found.node, expected.node)
+    return found
+
+
+def _foreign(path: str, what: str, found: str, expected: str) -> ForeignFile:
+    message = f"{path}: belongs to {what} {found!r}, not to {expected!r}"
+    return ForeignFile(Code.WRONG_CLUSTER, message, path=path, found=found, expected=expected)
+
+
+class Sealed:
+    """A small file that holds one value, replaced whole and durably."""
+
+    def __init__(self, disk: Disk, path: str) -> None:
+        self._disk = disk
+        self._path = path
+
+    def read(self, identity: Identity) -> bytes | None:
+        """The body; None where there is no file. ForeignFile; StorageFailed when it is damaged."""
+        if not self._disk.exists(self._path):
+            return None
+        file = self._disk.open(self._path)
+        try:
+            data = file.read(0, file.size())
+        finally:
+            file.close()
+        read_identity(SEALED, data, self._path, identity)
+        body = data[BYTES + _CHECK.size :]
+        if len(data) < BYTES + _CHECK.size or crc32(body) != _CHECK.unpack_from(data, BYTES)[0]:
+            raise StorageFailed(f"{self._path}: damaged")
+        return body
+
+    async def write(self, identity: Identity, body: bytes) -> None:
+        """Durable when it returns; after a crash the file holds the old or the new body, never a mixture."""
+        temporary = self._path + ".tmp"
+        if self._disk.exists(temporary):
+            self._disk.remove(temporary)
+        file = self._disk.create(temporary)
+        try:
+            file.append([identity.encode(SEALED), _CHECK.pack(crc32(body)), body])
+            await file.sync()
+        finally:
+            file.close()
+        failpoint("sealed.written")
+        self._disk.rename(temporary, self._path)
+        failpoint("sealed.renamed")
+        self._disk.sync_directory(self._path.rpartition("/")[0])
