@@ -5,11 +5,15 @@ What is imported here is light; what is heavy (grpc, matplotlib) is imported by 
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import typer
+
     from client.client import Client
     from client.sync import SyncClient
     from cluster.local.local_cluster import LocalCluster
@@ -17,6 +21,13 @@ if TYPE_CHECKING:
 __all__ = ["Client", "LocalCluster", "SyncClient", "main"]
 
 _LAZY = {"Client": "client.client", "SyncClient": "client.sync", "LocalCluster": "cluster.local.local_cluster"}
+
+_GROUPS = {
+    "kv": ("client.cli.kv", "Read and write keys; load and dump files."),
+    "chaos": ("chaos.cli", "Break a cluster on purpose, and judge what it did."),
+    "bench": ("client.bench.cli", "Measure a cluster."),
+}
+COMPLETION_VARIABLE = "_TENFOLD_COMPLETE"
 
 
 def __getattr__(name: str) -> Any:
@@ -27,23 +38,28 @@ def __getattr__(name: str) -> Any:
 
 def main() -> None:
     """The `tenfold` command."""
+    from client.cli.output import run_app
+
+    sys.exit(run_app(compose(sys.argv[1:]), name="tenfold"))
+
+
+def compose(arguments: Sequence[str]) -> typer.Typer:
+    """The command line. Of the groups only the one that `arguments` name is imported, so that every command starts fast;
+    the others are there by name. Shell completion needs all."""
     import typer
 
     from client.cli import cluster, diagnosis
-    from client.cli.output import run_app
 
     app = typer.Typer(
         name="tenfold",
         help="A replicated, sharded cluster that you can start, load, break and trust.",
         no_args_is_help=True,
-        pretty_exceptions_enable=False,
     )
     app.add_typer(cluster.app)
     app.add_typer(diagnosis.app)
-    for name, module in (("kv", "client.cli.kv"), ("chaos", "chaos.cli"), ("bench", "client.bench.cli")):
-        try:
-            app.add_typer(import_module(module).app, name=name)
-        except ModuleNotFoundError as error:
-            if error.name != module:
-                raise
-    sys.exit(run_app(app, name="tenfold"))
+    wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
+    for name, (module, purpose) in _GROUPS.items():
+        needed = wanted == name or COMPLETION_VARIABLE in os.environ
+        group = import_module(module).app if needed else typer.Typer()
+        app.add_typer(group, name=name, help=purpose, no_args_is_help=True)
+    return app

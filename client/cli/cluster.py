@@ -18,7 +18,7 @@ NODES, REPLICAS, SHARDS = 5, 3, 12
 
 app = typer.Typer()
 
-Dir = Annotated[Path, typer.Option("--dir", help="The cluster's directory.", show_default=str(DEFAULT_DIRECTORY))]
+Dir = Annotated[Path, typer.Option("--dir", help="The cluster's directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as one JSON document.")]
 Nodes = Annotated[list[str] | None, typer.Argument(metavar="NODE", help="Names of nodes, as `status` shows them.")]
 All = Annotated[bool, typer.Option("--all", help="Every node.")]
@@ -26,9 +26,9 @@ All = Annotated[bool, typer.Option("--all", help="Every node.")]
 
 @app.command()
 def up(
-    nodes: Annotated[int | None, typer.Option(help=f"How many nodes.  [default: {NODES}]")] = None,
-    replicas: Annotated[int | None, typer.Option(help=f"Replicas of each shard.  [default: {REPLICAS}]")] = None,
-    shards: Annotated[int | None, typer.Option(help=f"Shards, fixed at creation.  [default: {SHARDS}]")] = None,
+    nodes: Annotated[int | None, typer.Option(help=f"How many nodes; {NODES} by default.")] = None,
+    replicas: Annotated[int | None, typer.Option(help=f"Replicas of each shard; {REPLICAS} by default.")] = None,
+    shards: Annotated[int | None, typer.Option(help=f"Shards, fixed at creation; {SHARDS} by default.")] = None,
     directory: Dir = DEFAULT_DIRECTORY,
     zones: Annotated[str | None, typer.Option(help="Zones, by commas, dealt out to the nodes in turn.")] = None,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay; the nodes end with this command.")] = False,
