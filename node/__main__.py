@@ -88,7 +88,8 @@ def main(arguments: list[str]) -> int:
     path = options.dir / "node.json"
     try:
         config = read_config(path.read_bytes(), path)
-        return uvloop.run(_run(config, options.dir))
+        code: int = uvloop.run(_run(config, options.dir))
+        return code
     except (TenfoldError, StorageFailed, OSError) as error:
         print(f"node: {error}", file=sys.stderr)
         return EXIT_UNUSABLE

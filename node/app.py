@@ -248,6 +248,14 @@ class Node:
         await self.log.close()
         self._open_storage.close()
 
+    async def abandon(self) -> None:
+        """Ends every task and connection and tidies nothing, as a crash would; for tests and the simulator."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.server.stop(0)
+        await self.peers.close()
+
     # -- status --------------------------------------------------------------------------------------------------------
 
     def status(self, *, digests: bool = False) -> node_pb2.StatusReply:

@@ -126,7 +126,9 @@ class Pump:
             if step.to_sync:
                 ready = step.ready
                 rounds.append(
-                    ShardRound(step.replica.shard, step.replica.core.replica, ready.entries, ready.hard_state, ready.snapshot)
+                    ShardRound(
+                        step.replica.shard, step.replica.core.replica, ready.entries, ready.hard_state, ready.snapshot
+                    )
                 )
             self._send(step.replica, step.ready.messages_now)
         if not rounds:

@@ -10,6 +10,7 @@ from cluster.errors import TenfoldError
 from cluster.limits import Limits
 from cluster.ports import Channel, ChannelBroken, Dial
 from node.cluster_map import ClusterMap
+from node.machines.meta import MetaMachine
 from node.peer_events import PeerEvents
 from node.pump import Pump
 from node.shards import Shards
@@ -103,6 +104,7 @@ class Upkeep:
         if meta is None:
             return
         machine = meta.applier.machines["meta"]
+        assert isinstance(machine, MetaMachine)
         while True:
             changed = meta.changed()
             known: meta_pb2.ShardMap | None = machine.map

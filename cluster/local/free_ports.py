@@ -42,6 +42,8 @@ def is_free(port: int) -> bool:
 def free_ports(count: int, avoid: Collection[int] = ()) -> list[int]:
     """`count` distinct ports that are free now and not in `avoid`. Another process may still come first: who starts a
     node on one must be ready to take another. TenfoldError Unavailable if there are not so many."""
+    if count == 0:
+        return []
     top = ephemeral_low()
     candidates = range(LOWEST, top) if top - LOWEST > 1000 else range(1024, 65_536)
     found: list[int] = []

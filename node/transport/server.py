@@ -74,12 +74,13 @@ class Server:
         self._streams = _Bound(limits.watches_max + 4 * limits.nodes_max, "streams open")
         self._stream_tasks: dict[asyncio.Task[Any], None] = {}
         self._stopping = False
-        self._server: Any = grpc.aio.server(options=options(limits))
+        served = {methods_of(service)[0].service_full_name: self._table(service, each) for service, each in handlers}
+        self._services = list(served)
         self._health: Any = health_aio.HealthServicer()
-        self._services: list[str] = []
+        self._server: Any = grpc.aio.server(options=options(limits))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        for service, handler in handlers:
-            self._add(service, handler)
+        for full_name, table in served.items():
+            self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(full_name, table),))
 
     async def start(self) -> int:
         """Binds and serves; the actual port. OSError naming the address where it cannot be bound."""
@@ -100,12 +101,9 @@ class Server:
             task.cancel()
         await self._server.stop(grace_s)
 
-    def _add(self, service: str, handler: object) -> None:
-        methods = methods_of(service)
-        table = {each.name: self._rpc_handler(each, getattr(handler, each.attribute)) for each in methods}
-        full_name = methods[0].service_full_name
-        self._services.append(full_name)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(full_name, table),))
+    def _table(self, service: str, handler: object) -> dict[str, Any]:
+        """AttributeError names a method the handler lacks."""
+        return {each.name: self._rpc_handler(each, getattr(handler, each.attribute)) for each in methods_of(service)}
 
     def _rpc_handler(self, method: Method, function: Callable[..., Any]) -> Any:
         serializers = {

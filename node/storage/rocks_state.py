@@ -1,0 +1,207 @@
+"""The `State` port on RocksDB (rocksdict, raw mode): one column family, its own log off, durable after a flush only.
+
+The node's log is the only write-ahead log, so a crash takes the state back to the end of some batch: memtables are
+flushed in order. Writes never wait inside the engine (`no_slowdown`; a stall was measured at seconds with the
+interpreter lock held): `write` answers False, nothing was written, and the caller pushes back. Memory is bounded: two
+memtables, one block cache that also holds indexes and filters, few open files.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import rocksdict
+
+from cluster.ports import StorageFailed
+from node.storage.disk import sync_names
+from node.storage.failpoints import failpoint
+from node.storage.identity import STATE, Identity, read_identity
+
+IDENTITY_KEY = b"\0identity"
+MEMTABLE_BYTES = 16 * 1024 * 1024
+MEMTABLES = 4
+CACHE_BYTES = 48 * 1024 * 1024
+OPEN_FILES_MAX = 128
+STALLED = ("Incomplete", "no_slowdown")
+
+
+class RocksState:
+    """The engine in the directory `path`, made if it is missing. ForeignFile when it belongs to another cluster or node or
+    is of a newer format; StorageFailed when it cannot be opened."""
+
+    def __init__(self, path: Path, identity: Identity) -> None:
+        self._path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            sync_names(path.parent)
+            self._engine = rocksdict.Rdict(str(path), options=_options())
+        except Exception as error:  # rocksdict raises plain exceptions
+            raise StorageFailed(f"{path}: {error}") from error
+        self._write_options = rocksdict.WriteOptions()
+        self._write_options.disable_wal = True
+        self._write_options.no_slowdown = True
+        self._write_options.memtable_insert_hint_per_batch = True
+        self._thread = ThreadPoolExecutor(1, "state-flush")
+        self._failure = ""
+        self._put_off: list[tuple[bytes, bytes]] = []
+        try:
+            self._claim(identity)
+        except BaseException:
+            self.close()
+            raise
+
+    def _claim(self, identity: Identity) -> None:
+        """Reads whose state this is, or marks a new one, durably before anything else is in it."""
+        found = self.get(IDENTITY_KEY)
+        if found is not None:
+            read_identity(STATE, found, str(self._path), identity)
+            return
+        if next(self.scan(b"", b"\xff" * 8), None) is not None:
+            raise StorageFailed(f"{self._path}: holds data but not whose")
+        self.write({IDENTITY_KEY: identity.encode(STATE)})
+        self._engine.flush(True)
+
+    def get(self, key: bytes) -> bytes | None:
+        self._check()
+        try:
+            value: bytes | None = self._engine.get(key)
+        except Exception as error:
+            raise self._failed("read", error) from error
+        return value
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        """As of the call, whatever is written while the pairs are taken."""
+        self._check()
+        return self._pairs(self._engine, start, end, reverse)
+
+    def _pairs(
+        self, source: rocksdict.Rdict | rocksdict.Snapshot, start: bytes, end: bytes, reverse: bool
+    ) -> Iterator[tuple[bytes, bytes]]:
+        if start >= end:
+            return iter(())
+        options = rocksdict.ReadOptions()
+        options.set_iterate_lower_bound(start)
+        options.set_iterate_upper_bound(end)
+        found = source.items(backwards=reverse, from_key=None if reverse else start, read_opt=options)
+        return self._guarded(found)
+
+    def _guarded(self, pairs: Iterator[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            yield from pairs
+        except Exception as error:
+            raise self._failed("scan", error) from error
+
+    def write(self, batch: Mapping[bytes, bytes | None]) -> bool:
+        self._check()
+        failpoint("state.write")
+        rows = self._new_batch()
+        put = rows.put
+        for key in sorted(batch):
+            value = batch[key]
+            if value is None:
+                rows.delete(key)
+            else:
+                put(key, value)
+        if not self._write(rows):
+            return False
+        failpoint("state.written")
+        return True
+
+    def _new_batch(self) -> rocksdict.WriteBatch:
+        """A batch that begins with the range deletes that a stall put off, so that nothing overtakes them."""
+        rows = rocksdict.WriteBatch(raw_mode=True)
+        for start, end in self._put_off:
+            rows.delete_range(start, end)
+        return rows
+
+    def _write(self, rows: rocksdict.WriteBatch) -> bool:
+        try:
+            self._engine.write(rows, self._write_options)
+        except Exception as error:
+            if any(mark in str(error) for mark in STALLED):
+                return False
+            raise self._failed("write", error) from error
+        self._put_off.clear()
+        return True
+
+    def delete_range(self, start: bytes, end: bytes) -> None:
+        """At once, or while the engine stalls together with the next batch, before anything in it."""
+        self._check()
+        if start < end:
+            self._put_off.append((start, end))
+            self._write(self._new_batch())
+
+    async def flush(self) -> None:
+        self._check()
+        failpoint("flush.before")
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.flush, True)
+        except Exception as error:
+            raise self._failed("flush", error) from error
+        failpoint("flush.after")
+
+    def snapshot(self) -> RocksSnapshot:
+        self._check()
+        return RocksSnapshot(self, self._engine.snapshot())
+
+    def memory_bytes(self) -> dict[str, int]:
+        """What the engine says it holds in memory, by part."""
+        names = ("rocksdb.cur-size-all-mem-tables", "rocksdb.block-cache-usage", "rocksdb.estimate-table-readers-mem")
+        return {name: self._engine.property_int_value(name) or 0 for name in names}
+
+    def close(self) -> None:
+        """Waits for a flush that runs; does not flush, since what counts is in the log."""
+        self._thread.shutdown(wait=True)
+        if not self._failure:
+            self._failure = f"{self._path}: closed"
+        self._engine.close()
+
+    def _check(self) -> None:
+        if self._failure:
+            raise StorageFailed(self._failure)
+
+    def _failed(self, what: str, error: Exception) -> StorageFailed:
+        """From the first failure on nothing is believed any more."""
+        self._failure = self._failure or f"{self._path}: {what}: {error}"
+        return StorageFailed(self._failure)
+
+
+class RocksSnapshot:
+    """Closed before the engine is, since a live snapshot keeps the engine's lock."""
+
+    def __init__(self, state: RocksState, frozen: rocksdict.Snapshot) -> None:
+        self._state = state
+        self._frozen: rocksdict.Snapshot | None = frozen
+
+    def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        self._state._check()
+        assert self._frozen is not None, "the snapshot is closed"
+        return self._state._pairs(self._frozen, start, end, False)
+
+    def close(self) -> None:
+        self._frozen = None
+
+
+def _options() -> rocksdict.Options:
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_write_buffer_size(MEMTABLE_BYTES)
+    options.set_max_write_buffer_number(MEMTABLES)
+    options.set_max_open_files(OPEN_FILES_MAX)
+    options.set_max_background_jobs(2)
+    options.set_compression_type(rocksdict.DBCompressionType.lz4())
+    options.set_keep_log_file_num(2)
+    options.set_max_log_file_size(1024 * 1024)
+    options.set_stats_dump_period_sec(0)
+    options.set_paranoid_checks(True)
+    table = rocksdict.BlockBasedOptions()
+    table.set_block_cache(rocksdict.Cache(CACHE_BYTES))
+    table.set_cache_index_and_filter_blocks(True)
+    table.set_pin_l0_filter_and_index_blocks_in_cache(True)
+    table.set_bloom_filter(10, False)
+    table.set_format_version(5)
+    options.set_block_based_table_factory(table)
+    return options

@@ -1,0 +1,228 @@
+"""A shard's slice of the node's state: views of its capabilities, its header, its snapshots.
+
+Everything applied goes through one overlay, the node's `StateBatch`, and reaches the engine as one atomic batch with the
+applied indexes. Durable-applied is the applied index that was in the engine before a flush that completed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping
+from heapq import merge
+from itertools import islice
+from operator import itemgetter
+
+import xxhash
+
+from cluster.limits import DEFAULT, Limits
+from cluster.ports import State
+from node.storage.layout import (
+    HEADERS,
+    after,
+    data_prefix,
+    header_key,
+    pack_header,
+    read_header,
+    shard_of,
+    shard_prefix,
+)
+from node.storage.snapshot import PAIR, SnapshotSink, SnapshotSource
+
+__all__ = ["CapabilityView", "NodeState", "ShardState", "SnapshotSink", "SnapshotSource", "StateBatch"]
+
+
+class StateBatch(dict[bytes, bytes | None]):
+    """What was applied and is not in the engine yet, for all shards of the node; None deletes. Views write by plain item
+    assignment; only `clear` and `forget` remove keys."""
+
+    __slots__ = ("_sorted",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sorted: list[bytes] = []
+
+    def keys_between(self, start: bytes, end: bytes) -> list[bytes]:
+        """Its keys with start <= key < end, sorted. Keeps the sorted list and adds the keys that came since."""
+        keys = self._sorted
+        new = len(self) - len(keys)
+        if new > 8:
+            keys.extend(islice(self, len(keys), None))
+            keys.sort()
+        elif new:
+            for key in list(islice(self, len(keys), None)):
+                insort(keys, key)
+        return keys[bisect_left(keys, start) : bisect_left(keys, end)]
+
+    def clear(self) -> None:
+        super().clear()
+        self._sorted.clear()
+
+    def forget(self, prefix: bytes) -> None:
+        """Drops every key with that prefix."""
+        for key in [key for key in self if key.startswith(prefix)]:
+            del self[key]
+        self._sorted.clear()
+
+
+class CapabilityView:
+    """The `View` of one capability in one shard: the overlay first, then the engine."""
+
+    __slots__ = ("_batch", "_name", "_prefix", "_state")
+
+    def __init__(self, state: State, batch: StateBatch, name: bytes, prefix: bytes) -> None:
+        self._state = state
+        self._batch = batch
+        self._name = name
+        self._prefix = prefix
+
+    def get(self, key: bytes) -> bytes | None:
+        full = self._prefix + key
+        batch = self._batch
+        return batch[full] if full in batch else self._state.get(full)
+
+    def put(self, key: bytes, value: bytes) -> None:
+        self._batch[self._prefix + key] = value
+
+    def delete(self, key: bytes) -> None:
+        self._batch[self._prefix + key] = None
+
+    def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
+        prefix = self._prefix
+        low, high = prefix + start, prefix + end if end else after(prefix)
+        cut = len(prefix)
+        pairs = self._state.scan(low, high, reverse=reverse)
+        fresh = self._batch.keys_between(low, high)
+        if fresh:
+            pairs = overlaid(pairs, [(key, self._batch[key]) for key in fresh], reverse)
+        return ((key[cut:], value) for key, value in pairs)
+
+    def move(self, prefix: bytes) -> None:
+        """The shard switched to another generation."""
+        self._prefix = prefix + self._name
+
+
+def overlaid(
+    pairs: Iterator[tuple[bytes, bytes]], fresh: list[tuple[bytes, bytes | None]], reverse: bool
+) -> Iterator[tuple[bytes, bytes]]:
+    """Both in key order; of equal keys the fresh one counts, and a None hides."""
+    if reverse:
+        fresh.reverse()
+    last = None
+    for key, value in merge(fresh, pairs, key=itemgetter(0), reverse=reverse):  # stable: fresh comes first
+        if key != last and value is not None:
+            yield key, value
+        last = key
+
+
+class ShardState:
+    """One shard's slice. `applied_index`, `applied_term` and `time_ms` count the overlay in."""
+
+    def __init__(self, state: State, shard: int, batch: StateBatch, limits: Limits = DEFAULT) -> None:
+        self.shard = shard
+        self.limits = limits
+        self.generation = self.applied_index = self.applied_term = self.time_ms = 0
+        self._state = state
+        self._batch = batch
+        self._key = header_key(shard)
+        self._views: dict[str, CapabilityView] = {}
+        value = batch[self._key] if self._key in batch else state.get(self._key)
+        if value is not None:
+            self.generation, self.applied_index, self.applied_term, self.time_ms = read_header(value, shard)
+
+    def view(self, capability: str) -> CapabilityView:
+        """The view of a capability; it stays valid when a snapshot is installed, and then shows the new state."""
+        view = self._views.get(capability)
+        if view is None:
+            assert capability and "/" not in capability, f"{capability!r}: a capability's name has no slash"
+            name = capability.encode() + b"/"
+            prefix = data_prefix(self.shard, self.generation) + name
+            view = self._views[capability] = CapabilityView(self._state, self._batch, name, prefix)
+        return view
+
+    def set_applied(self, index: int, term: int, time_ms: int) -> None:
+        """Joins the applied index to the batch, so that state and index are one."""
+        assert index > self.applied_index, f"shard {self.shard}: applies {index} after {self.applied_index}"
+        self.applied_index, self.applied_term, self.time_ms = index, term, time_ms
+        self._batch[self._key] = pack_header(self.generation, index, term, time_ms)
+
+    def snapshot(self) -> SnapshotSource:
+        """A frozen copy of what the engine holds; what is still in the overlay is not in it."""
+        return SnapshotSource(self._state.snapshot(), self.shard, self.limits.snapshot_chunk_bytes)
+
+    def begin_install(self) -> SnapshotSink:
+        """Takes a snapshot under the next generation. One at a time; leftovers of an earlier one are deleted first."""
+        self.clean()
+        return SnapshotSink(self, self._state, self.limits.snapshot_chunk_bytes)
+
+    def switch(self, generation: int, index: int, term: int, time_ms: int) -> bool:
+        """One batch that makes another generation count. What the overlay held of this shard is of the past. False when
+        the engine stalls: nothing changed."""
+        header = pack_header(generation, index, term, time_ms)
+        if not self._state.write({self._key: header}):
+            return False
+        self._batch.forget(data_prefix(self.shard, self.generation))
+        self._batch.forget(self._key)
+        self.generation, self.applied_index, self.applied_term, self.time_ms = generation, index, term, time_ms
+        for view in self._views.values():
+            view.move(data_prefix(self.shard, generation))
+        return True
+
+    def clean(self) -> None:
+        """Deletes every generation but the one that counts."""
+        shard, state = self.shard, self._state
+        mine, above = data_prefix(shard, self.generation), after(data_prefix(shard, self.generation))
+        for start, end in ((data_prefix(shard, 0), mine), (above, after(shard_prefix(shard)))):
+            if start < end and next(state.scan(start, end), None) is not None:
+                state.delete_range(start, end)
+
+    def digest(self) -> int:
+        """xxh3_64 over all pairs of the engine, the same on every replica with the same content, whatever its generation.
+        Only meaningful while the overlay holds nothing of this shard."""
+        prefix = data_prefix(self.shard, self.generation)
+        total = xxhash.xxh3_64()
+        for key, value in self._state.scan(prefix, after(prefix)):
+            total.update(PAIR.pack(len(key) - len(prefix), len(value)))
+            total.update(key[len(prefix) :])
+            total.update(value)
+        return int(total.intdigest())
+
+
+class NodeState:
+    """The engine of a node with what is known of its durability."""
+
+    def __init__(self, engine: State) -> None:
+        self.engine = engine
+        self.durable_applied: dict[int, int] = self._applied()
+        self._flushing: asyncio.Future[None] | None = None
+
+    def _applied(self) -> dict[int, int]:
+        """The applied index of every shard as the engine holds it."""
+        headers = self.engine.scan(*HEADERS)
+        return {shard_of(key): read_header(value, shard_of(key))[1] for key, value in headers}
+
+    def write_batch(self, batch: StateBatch) -> bool:
+        """Writes the overlay as one atomic batch and clears it. False when the engine stalls: nothing changed."""
+        if batch:
+            if not self.engine.write(batch):
+                return False
+            batch.clear()
+        return True
+
+    async def flush(self) -> Mapping[int, int]:
+        """Durable-applied: the applied index of each shard that was in the engine when the flush started. StorageFailed.
+        A flush that already runs is waited for, and another follows, since it may have started too early."""
+        while self._flushing is not None:
+            await asyncio.shield(self._flushing)
+        self._flushing = asyncio.get_running_loop().create_future()
+        applied = self._applied()
+        try:
+            await self.engine.flush()
+        finally:
+            self._flushing.set_result(None)
+            self._flushing = None
+        self.durable_applied = applied
+        return applied
+
+    def close(self) -> None:
+        self.engine.close()
