@@ -26,7 +26,11 @@ OPERATIONS = frozenset({"put", "get", "cas", "delete"})
 
 
 class Unjudgeable(ValueError):
-    """The history breaks a condition this checker stands on; the message names the operation."""
+    """The history breaks a condition this checker stands on; `event` is the index of the one that does."""
+
+    def __init__(self, event: int | None, problem: str) -> None:
+        super().__init__(problem)
+        self.event = event or 0
 
 
 class State(NamedTuple):
@@ -71,7 +75,7 @@ def by_key(operations: Iterable[Operation]) -> dict[str, list[Operation]]:
     keys: dict[str, list[Operation]] = defaultdict(list)
     for operation in operations:
         if operation.f not in OPERATIONS:
-            raise Unjudgeable(f"event {operation.invoked}: {operation.f!r} is not an operation of a register")
+            raise Unjudgeable(operation.invoked, f"{operation.f!r} is not an operation of a register")
         keys[operation.key].append(operation)
     return dict(keys)
 
@@ -199,20 +203,18 @@ class _Observations:
         if operation.f not in ("put", "cas"):
             return
         if operation.value is None:
-            raise Unjudgeable(f"event {operation.invoked}: a {operation.f} without a value")
+            raise Unjudgeable(operation.invoked, f"a {operation.f} without a value")
         if operation.value in self._writer:
-            raise Unjudgeable(
-                f"event {operation.invoked}: value {operation.value!r} is written twice; values must be unique"
-            )
+            raise Unjudgeable(operation.invoked, f"value {operation.value!r} is written twice; values must be unique")
         self._writer[operation.value] = operation
 
     def _note_answer(self, operation: Operation) -> None:
         """Binds value and version, and finds what no order can explain."""
         if operation.f == "cas" and operation.expected is None:
-            raise Unjudgeable(f"event {operation.invoked}: a compare-and-set without an expected version")
+            raise Unjudgeable(operation.invoked, "a compare-and-set without an expected version")
         if operation.mismatch:
             if operation.version is None:
-                raise Unjudgeable(f"event {operation.completed}: a mismatch without the version found")
+                raise Unjudgeable(operation.completed, "a mismatch without the version found")
             if operation.version == operation.expected:
                 self.contradiction = (f"it found what it expected: {describe(operation)}", [operation])
         elif operation.type == "ok" and operation.f != "delete":
@@ -223,7 +225,7 @@ class _Observations:
     def _bind(self, operation: Operation) -> None:
         value, version = operation.value, operation.version
         if version is None:
-            raise Unjudgeable(f"event {operation.completed}: an ok {operation.f} without a version")
+            raise Unjudgeable(operation.completed, f"an ok {operation.f} without a version")
         if value is None:
             if version != 0:
                 self.contradiction = (f"an absent key has no version: {describe(operation)}", [operation])

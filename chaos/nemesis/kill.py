@@ -7,8 +7,8 @@ fault is on file before it is injected; `heal` starts whatever this nemesis kill
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Protocol
 
 from chaos.history import Recorder
 from chaos.nemesis.health import Goal, goal_of, quarantined
@@ -42,9 +42,11 @@ class Victims(Protocol):
 class KillNemesis:
     """One per run. `run` until the time is over, then `heal`."""
 
-    def __init__(self, cluster: Victims, recorder: Recorder) -> None:
+    def __init__(self, cluster: Victims, recorder: Recorder, told: Callable[[str], None] = lambda line: None) -> None:
+        """`told` takes one line for each fault, for a human."""
         self._cluster = cluster
         self._recorder = recorder
+        self._told = told
         self._replica_sets: ReplicaSets = {}
         self._down: set[str] = set()
         self._killed: set[str] = set()
@@ -119,6 +121,7 @@ class KillNemesis:
         await self._carry_out("restart", node, self._cluster.restart(node))
         await self._caught_up(node)
         self._recorder.fault("ok", "recovered", node=node)
+        self._told(f"{node} has caught up")
         self._killed.discard(node)
         self._down.discard(node)
 
@@ -146,13 +149,19 @@ class KillNemesis:
                 raise NeverHealed(f"{each.node} ended, and not by the nemesis; its log says why")
         return {each.node: each.reply for each in statuses if each.reply is not None}
 
-    async def _carry_out(self, f: str, node: str, work: Any) -> None:
+    async def _carry_out(self, f: str, node: str, work: Awaitable[None]) -> None:
         try:
             await work
         except TenfoldError as error:
             self._recorder.fault("fail", f, node=node, error=error.message)
             raise NeverHealed(f"{f} of {node} failed: {error.message}") from error
         self._recorder.fault("ok", f, node=node)
+        self._told(f"{f} {node}: done")
+
+    async def settle(self) -> None:
+        """Waits until every node that is on its way back has caught up. NeverHealed."""
+        await asyncio.gather(*self._recoveries.values())
+        self._recoveries.clear()
 
     async def heal(self) -> None:
         """Starts every node this nemesis killed and that is not back, and waits for none of them to catch up."""

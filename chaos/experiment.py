@@ -1,0 +1,157 @@
+"""An experiment from its options to its verdict, and the directory that keeps what it did.
+
+OUT/options.json    what was asked, the seed drawn included
+OUT/history.jsonl   every operation and every fault
+OUT/report.md       the verdict, for people
+OUT/logs/           the nodes' logs
+OUT/cluster/        the nodes' directories; removed after the verdict ok
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from chaos import report
+from chaos.checkers.linearizability import Verdict
+from chaos.history import Recorder, header, read
+from chaos.judge import Judgement, judge
+from chaos.nemesis.kill import KillNemesis, NeverHealed
+from chaos.nemesis.schedule import plan
+from chaos.runner import Tell, kill_under_load, open_stores
+from cluster.local.layout import Layout
+from cluster.local.local_cluster import LocalCluster
+
+RUNS = Path("build/chaos")
+"""Where runs go that name no directory."""
+
+HISTORY = "history.jsonl"
+REPORT = "report.md"
+
+
+class Options(msgspec.Struct, frozen=True):
+    """Of `chaos run kill`. `seed` gives the same load and the same plan of faults; how they meet is up to the machine."""
+
+    nodes: int = 5
+    replicas: int = 3
+    shards: int = 12
+    duration_s: float = 60.0
+    seed: int = 0
+
+
+class Outcome(NamedTuple):
+    judgement: Judgement
+    directory: Path
+    never_healed: str
+    """Why the cluster did not come back; "" if it did."""
+
+
+class Injected(NamedTuple):
+    """Of a nemesis that ran alone."""
+
+    kills: int
+    history: Path
+
+
+def draw_seed() -> int:
+    return secrets.randbelow(1_000_000)
+
+
+def run_directory(out: Path | None, name: str) -> Path:
+    """Makes the directory for a run. One that holds something is left alone: its name gets the next free number."""
+    wanted = out if out is not None else RUNS / name
+    chosen, number = wanted, 1
+    while chosen.exists() and (not chosen.is_dir() or any(chosen.iterdir())):
+        number += 1
+        chosen = wanted.with_name(f"{wanted.name}-{number}")
+    chosen.mkdir(parents=True, exist_ok=True)
+    return chosen
+
+
+async def run_kill(options: Options, directory: Path, tell: Tell) -> Outcome:
+    """Starts a cluster, kills its nodes under load, heals it, judges. TenfoldError where the cluster cannot be started."""
+    (directory / "options.json").write_bytes(msgspec.json.format(msgspec.json.encode(options)) + b"\n")
+    cluster_directory = directory / "cluster"
+    tell(f"starting {options.nodes} nodes, {options.shards} shards, {options.replicas} replicas; seed {options.seed}")
+    never_healed = ""
+    try:
+        async with LocalCluster(options.nodes, options.replicas, options.shards, cluster_directory) as cluster:
+            try:
+                await _run_on(cluster, options, directory / HISTORY, tell)
+            except NeverHealed as error:
+                never_healed = str(error)
+            tell("stopping the nodes")
+    finally:
+        keep_logs(cluster_directory, directory / "logs")
+    outcome = Outcome(judged(directory, tell), directory, never_healed)
+    if outcome.judgement.result.verdict is Verdict.OK and not never_healed:
+        shutil.rmtree(cluster_directory)
+    return outcome
+
+
+async def _run_on(cluster: LocalCluster, options: Options, path: Path, tell: Tell) -> None:
+    head = header(options.seed, msgspec.to_builtins(options), await describe_cluster(cluster))
+    async with AsyncExitStack() as stack:
+        recorder = stack.enter_context(Recorder(path, head))
+        stores = await open_stores(stack, list(cluster.addresses.values()))
+        tell(f"load and kills for {options.duration_s:g} s")
+        await kill_under_load(cluster, stores, recorder, options.shards, options.seed, options.duration_s, tell)
+
+
+async def describe_cluster(cluster: LocalCluster) -> dict[str, object]:
+    """For the header of a history."""
+    shard_map = await cluster.shard_map()
+    replicas = {str(shard.id): [replica.node for replica in shard.replicas] for shard in shard_map.shards}
+    return {"nodes": cluster.nodes, "shards": len(shard_map.shards) - 1, "replicas": replicas}
+
+
+def judged(directory: Path, tell: Tell) -> Judgement:
+    """Judges the run in `directory` from its history alone, and writes its report."""
+    path = directory / HISTORY
+    tell("judging the history")
+    history = read(path)
+    judgement = judge(history, path)
+    report.write(directory / REPORT, history, judgement)
+    return judgement
+
+
+def keep_logs(cluster_directory: Path, into: Path) -> None:
+    """Copies the nodes' logs out of the cluster's directory, if there is one."""
+    layout = Layout(cluster_directory)
+    if not layout.exists():
+        return
+    into.mkdir(exist_ok=True)
+    for node in layout.read().names:
+        if layout.log_path(node).exists():
+            shutil.copyfile(layout.log_path(node), into / f"{node}.log")
+
+
+async def inject_kills(cluster: LocalCluster, duration_s: float, seed: int, directory: Path, tell: Tell) -> Injected:
+    """Kills nodes of a cluster that runs already, for `duration_s` seconds, and starts each of them again. NeverHealed."""
+    path = directory / HISTORY
+    options: dict[str, object] = {"duration_s": duration_s, "only": "nemesis"}
+    with Recorder(path, header(seed, options, await describe_cluster(cluster))) as recorder:
+        nemesis = KillNemesis(cluster, recorder, told=tell)
+        await nemesis.start()
+        try:
+            await nemesis.run(plan(seed, duration_s), duration_s)
+            await nemesis.settle()
+        finally:
+            await nemesis.heal()
+        recorder.fault("ok", "healed")
+    return Injected(nemesis.kills, path)
+
+
+def document(judgement: Judgement) -> dict[str, object]:
+    """The result as JSON knows it."""
+    return msgspec.to_builtins(judgement.result)  # type: ignore[no-any-return]
+
+
+def exit_code(judgement: Judgement) -> int:
+    """0 ok, 1 violation, 2 unknown."""
+    return {Verdict.OK: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}[judgement.result.verdict]
