@@ -61,7 +61,7 @@ class Service:
             # One pass for the common operation; whatever else is looked at by `_check_op`, which knows the words.
             if not (
                 op.kind == 0
-                and not op.ttl_ms
+                and not (op.ttl_ms or op.expected_version or op.delta)
                 and 0 < len(key) <= key_bytes_max
                 and (values_fit or len(op.value) <= limits.value_bytes_max)
             ):

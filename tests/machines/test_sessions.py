@@ -296,4 +296,4 @@ class SessionsAgainstModel(RuleBasedStateMachine):
 
 
 TestSessionsAgainstModel = SessionsAgainstModel.TestCase
-TestSessionsAgainstModel.settings = settings(derandomize=True, deadline=None, max_examples=200, stateful_step_count=40)
+TestSessionsAgainstModel.settings = settings(derandomize=True, deadline=None, max_examples=120, stateful_step_count=40)

@@ -1,0 +1,112 @@
+"""The same entries leave the same bytes and the same answers: on a leader and a follower, over restarts and snapshots."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.limits import Limits
+from cluster.raft.messages import Entry
+from cluster.types import EntryKind
+from node.machines.applier import Outcome
+from proto.gen.entry_pb2 import EntryPayload, Request
+from proto.gen.kv_pb2 import KvCommand, KvOp, KvTransaction
+from tests.machines.shard_world import MemoryView, ShardWorld, drawn_limits, kv_request, parsed
+from tests.machines.test_kv_model import BATCHES, BRANCHES, COMPARES, PLAIN
+
+COMMANDS = st.one_of(
+    st.builds(lambda ops: KvCommand(ops=ops), st.one_of(BATCHES, PLAIN)),
+    st.builds(
+        lambda compares, then_ops, else_ops: KvCommand(
+            transaction=KvTransaction(compares=compares, then_ops=then_ops, else_ops=else_ops)
+        ),
+        COMPARES,
+        BRANCHES,
+        BRANCHES,
+    ),
+)
+# A session is named by a guess at the entry that opened it; 0 is none.
+SESSIONS = st.sampled_from([0, 4096, 4096, 2 * 4096, 3 * 4096 + 1, 9 * 4096])
+REQUESTS = st.one_of(
+    st.builds(kv_request, COMMANDS, SESSIONS, st.integers(1, 12), st.integers(0, 8)),
+    st.just(Request(open_session=True)),
+)
+
+
+def disjoint(requests: list[Request]) -> list[Request]:
+    """Those that a leader would join into one entry: no key is written by two of them."""
+    joined: list[Request] = []
+    seen: set[bytes] = set()
+    for request in requests:
+        command = KvCommand.FromString(request.body)
+        ops = [*command.ops, *command.transaction.then_ops, *command.transaction.else_ops]
+        keys = {op.key for op in ops if op.kind != KvOp.GET}
+        if not keys & seen:
+            seen |= keys
+            joined.append(request)
+    return joined
+
+
+@st.composite
+def log(draw: st.DrawFn) -> list[Entry]:
+    entries: list[Entry] = []
+    time_ms = 1000
+    for index in range(1, draw(st.integers(1, 20)) + 1):
+        kind = draw(st.sampled_from([EntryKind.NORMAL] * 5 + [EntryKind.PULSE, EntryKind.EMPTY, EntryKind.CONFIG]))
+        if kind is EntryKind.CONFIG:
+            entries.append(Entry(index, 1, kind, b"\xff opaque"))
+            continue
+        time_ms += draw(st.sampled_from([0, 0, 1, 60, 3000, -500]))
+        normal = kind is EntryKind.NORMAL
+        requests = disjoint(draw(st.lists(REQUESTS, min_size=1, max_size=3))) if normal else []
+        if index == 1 and normal:
+            requests = [Request(open_session=True), *requests]
+        payload = EntryPayload(time_ms=max(0, time_ms), requests=requests)
+        entries.append(Entry(index, 1, kind, payload.SerializeToString()))
+    return entries
+
+
+def described(outcomes: list[Outcome] | None) -> list[str]:
+    return [repr(outcome) for outcome in outcomes or []]
+
+
+def installed(source: ShardWorld, limits: Limits) -> ShardWorld:
+    """Another replica that gets the source's state as a snapshot, over a state of its own that goes."""
+    other = ShardWorld(limits, checked=False)
+    other.put(b"junk", b"of an older state")
+    other.open()
+    for name, view in source.views.items():
+        fresh = MemoryView()
+        for key, value in view.pairs.items():
+            fresh.put(key, value)
+        other.views[name] = fresh
+    other.applier.load(other.views.__getitem__, source.applier.time_ms)
+    return other
+
+
+@settings(max_examples=100)
+@given(limits=drawn_limits(), entries=log(), data=st.data())
+def test_replicas_agree_byte_for_byte(limits: Limits, entries: list[Entry], data: st.DataObject) -> None:
+    leader = ShardWorld(limits, checked=False)
+    follower = ShardWorld(limits, checked=False)
+    restarting = ShardWorld(limits, checked=False)
+    snapshot_at = data.draw(st.integers(1, len(entries)))
+    late: ShardWorld | None = None
+    for entry in entries:
+        mine = entry if entry.kind == EntryKind.CONFIG else parsed(entry)
+        answers = described(leader.apply(mine))
+        assert follower.applier.apply(entry, want_results=False) is None
+        assert described(restarting.apply(entry)) == answers
+        restarting.restart()
+        if late is not None:
+            assert described(late.apply(entry)) == answers
+        if entry.index == snapshot_at:
+            late = installed(follower, limits)
+    exact = installed(leader, limits)
+    for world in (leader, follower, restarting, late):
+        assert world is not None
+        world.applier.check_invariants()
+        assert world.contents() == leader.contents()
+        assert world.applier.time_ms == leader.applier.time_ms
+        for now_ms in range(0, 5000, 250):
+            assert world.applier.pulse_due(now_ms) >= exact.applier.pulse_due(now_ms), "no expiry is missed"
