@@ -1,0 +1,218 @@
+"""Schedules: what may happen to a cluster, as a list of small actions that a test draws, and the return to calm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cluster.types import Role
+from tests.raft.network import Cluster, Replica
+
+MAIL_MAX = 200
+Action = tuple[str, int, int]
+"""What, and two numbers that say where: any number fits any action."""
+
+
+def pick(cluster: Cluster, number: int) -> Replica:
+    return cluster.replicas[1 + number % len(cluster.replicas)]
+
+
+def live(cluster: Cluster, number: int) -> Replica | None:
+    up = cluster.up()
+    return up[number % len(up)] if up else None
+
+
+def leading(cluster: Cluster, number: int) -> Replica | None:
+    """A leader if there is one; deposed ones as well."""
+    leaders = cluster.leaders()
+    return leaders[number % len(leaders)] if leaders else live(cluster, number)
+
+
+def _tick(cluster: Cluster, a: int, b: int) -> None:
+    cluster.tick(1 + a % 4)
+
+
+def _tick_one(cluster: Cluster, a: int, b: int) -> None:
+    cluster.tick(1 + b % 8, only=[pick(cluster, a).replica])
+
+
+def _work(cluster: Cluster, a: int, b: int) -> None:
+    cluster.work()
+
+
+def _begin(cluster: Cluster, a: int, b: int) -> None:
+    if replica := live(cluster, a):
+        replica.begin()
+
+
+def _finish(cluster: Cluster, a: int, b: int) -> None:
+    if replica := live(cluster, a):
+        replica.finish()
+
+
+def _deliver(cluster: Cluster, a: int, b: int) -> None:
+    if cluster.mail:
+        cluster.deliver(a % len(cluster.mail), keep=b % 4 == 0)
+
+
+def _drop(cluster: Cluster, a: int, b: int) -> None:
+    if cluster.mail:
+        cluster.drop(a % len(cluster.mail))
+
+
+def _propose(cluster: Cluster, a: int, b: int) -> None:
+    if replica := leading(cluster, a):
+        number = cluster.next_context()
+        replica.propose(*(bytes([number % 251, position]) * (1 + b % 9) for position in range(1 + b % 3)))
+
+
+def _read(cluster: Cluster, a: int, b: int) -> None:
+    if replica := leading(cluster, a):
+        replica.read()
+
+
+def _lease_read(cluster: Cluster, a: int, b: int) -> None:
+    if replica := leading(cluster, a):
+        index = replica.core.lease_read_index()
+        assert index is None or index >= cluster.laws.commit, f"a lease read of {index} misses {cluster.laws.commit}"
+
+
+def _crash(cluster: Cluster, a: int, b: int) -> None:
+    if replica := live(cluster, a):
+        replica.crash(kept=b % 4)
+
+
+def _restart(cluster: Cluster, a: int, b: int) -> None:
+    down = [each for each in cluster.replicas.values() if not each.up]
+    if down:
+        replica = down[a % len(down)]
+        replica.start()
+        for each in cluster.up():
+            each.core.peer_reconnected(replica.replica)
+
+
+def _cut(cluster: Cluster, a: int, b: int) -> None:
+    one, other = pick(cluster, a).replica, pick(cluster, b).replica
+    if one != other:
+        cluster.cut.add((one, other))
+
+
+def _isolate(cluster: Cluster, a: int, b: int) -> None:
+    cluster.isolate(pick(cluster, a).replica)
+
+
+def _heal(cluster: Cluster, a: int, b: int) -> None:
+    cluster.heal()
+
+
+def _compact(cluster: Cluster, a: int, b: int) -> None:
+    if replica := live(cluster, a):
+        point = replica.core.compaction_point()
+        replica.compact(replica.core.applied_index if b % 2 else point)
+
+
+def _transfer(cluster: Cluster, a: int, b: int) -> None:
+    replica = leading(cluster, a)
+    if replica and replica.core.role is Role.LEADER:
+        replica.core.transfer_leadership(pick(cluster, b).replica)
+
+
+def _campaign(cluster: Cluster, a: int, b: int) -> None:
+    if replica := live(cluster, a):
+        replica.core.campaign(force=b % 2 == 0)
+
+
+def _hint(cluster: Cluster, a: int, b: int) -> None:
+    if replica := live(cluster, a):
+        if b % 2:
+            replica.core.peer_disconnected(replica.core.leader)
+        else:
+            replica.core.peer_reconnected(pick(cluster, b).replica)
+
+
+def _wake(cluster: Cluster, a: int, b: int) -> None:
+    if replica := live(cluster, a):
+        replica.core.wake()
+
+
+WEIGHTS: dict[Callable[[Cluster, int, int], None], int] = {
+    _work: 28,
+    _tick: 12,
+    _begin: 4,
+    _finish: 4,
+    _deliver: 12,
+    _drop: 3,
+    _propose: 10,
+    _read: 4,
+    _lease_read: 4,
+    _crash: 1,
+    _restart: 4,
+    _cut: 2,
+    _isolate: 1,
+    _heal: 3,
+    _compact: 3,
+    _transfer: 2,
+    _campaign: 1,
+    _hint: 2,
+    _wake: 1,
+}
+ACTIONS = {each.__name__.removeprefix("_"): each for each in WEIGHTS}
+WEIGHTED = [name for name, each in ACTIONS.items() for _ in range(WEIGHTS[each])]
+
+
+def perform(cluster: Cluster, action: Action) -> None:
+    name, a, b = action
+    ACTIONS[name](cluster, a, b)
+    while len(cluster.mail) > MAIL_MAX:
+        cluster.drop(0)
+    cluster.check()
+
+
+def perform_out_of_step(cluster: Cluster, action: Action) -> None:
+    """The same with clocks that run as they please, where no lease can be relied upon."""
+    name, a, b = action
+    if name == "tick":
+        _tick_one(cluster, a, b)
+    elif name != "lease_read":
+        perform(cluster, action)
+    cluster.check()
+
+
+def converge(cluster: Cluster) -> None:
+    """Faults end: a leader is found, new entries commit, every replica holds the same, and the cluster falls silent."""
+    cluster.heal()
+    for each in cluster.replicas.values():
+        if not each.up:
+            each.start()
+    limit = 12 * cluster.settings.election_ticks_max
+    _run_until(cluster, limit, lambda: _agreed_leader(cluster) is not None)
+    leader = _agreed_leader(cluster)
+    assert leader is not None, f"no leader after {limit} ticks"
+    before = cluster.laws.commit
+    _run_until(cluster, limit, lambda: any(each.propose(b"calm") for each in cluster.leaders()))
+    _run_until(cluster, limit, lambda: all(each.core.silent for each in cluster.up()))
+    assert cluster.laws.commit > before, "the new entry was not committed"
+    indexes = {(each.core.log.last_index, each.core.commit_index, each.machine.index) for each in cluster.up()}
+    assert indexes == {(cluster.laws.commit,) * 3}, f"silent, but not equal: {indexes}"
+    assert len({each.machine.chain for each in cluster.up()}) == 1, "the states differ"
+    assert not any(each.reads for each in cluster.up()), "a read was never answered"
+
+
+def _agreed_leader(cluster: Cluster) -> Replica | None:
+    leaders = {each.core.leader for each in cluster.up()}
+    terms = {each.core.term for each in cluster.up()}
+    if len(leaders) == len(terms) == 1 and 0 not in leaders:
+        return cluster.replicas[leaders.pop()]
+    return None
+
+
+def _run_until(cluster: Cluster, ticks: int, done: Callable[[], bool]) -> None:
+    for _ in range(ticks):
+        cluster.tick()
+        cluster.settle()
+        if done():
+            return
+    states = [
+        (each.replica, each.core.role.value, each.core.term, each.core.silent, each.core.progress)
+        for each in cluster.up()
+    ]
+    raise AssertionError(f"not within {ticks} ticks: {states}")
