@@ -63,3 +63,7 @@ def compose(arguments: Sequence[str]) -> typer.Typer:
         group = import_module(module).app if needed else typer.Typer()
         app.add_typer(group, name=name, help=purpose, no_args_is_help=True)
     return app
+
+
+if __name__ == "__main__":
+    main()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from client.cli.output import Exit, Output, fail, note, run_command
+from client.cli.output import CALLERS_MISTAKES, Exit, Output, error_name, fail, note, run_command
 from cluster.errors import Code, TenfoldError, invalid
 
 if TYPE_CHECKING:
@@ -22,6 +23,16 @@ Dir = Annotated[Path, typer.Option("--dir", help="The cluster's directory.")]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as one JSON document.")]
 Nodes = Annotated[list[str] | None, typer.Argument(metavar="NODE", help="Names of nodes, as `status` shows them.")]
 All = Annotated[bool, typer.Option("--all", help="Every node.")]
+
+
+async def _decided(work: Coroutine[Any, Any, None]) -> None:
+    """A node that does not run or come up is a failed operation here, not an unknown outcome as over the wire."""
+    try:
+        await work
+    except TenfoldError as error:
+        if error.code in CALLERS_MISTAKES:
+            raise
+        fail(Exit.FAILED, f"{error_name(error.code)}: {error.message}")
 
 
 @app.command()
@@ -43,7 +54,7 @@ def up(
     A directory that holds a cluster is started again with its own settings. The nodes run on until `down`.
     """
     given = {"nodes": nodes, "replicas": replicas, "shards": shards, "zones": zones}
-    run_command(_up(given, directory, foreground, base_port, timeout, Output(json)))
+    run_command(_decided(_up(given, directory, foreground, base_port, timeout, Output(json))))
 
 
 async def _up(
@@ -135,7 +146,7 @@ def down(
     json: Json = False,
 ) -> None:
     """Stop all nodes. The data stays, unless --purge."""
-    run_command(_down(directory, purge, Output(json)))
+    run_command(_decided(_down(directory, purge, Output(json))))
 
 
 async def _down(directory: Path, purge: bool, output: Output) -> None:
@@ -155,7 +166,7 @@ async def _down(directory: Path, purge: bool, output: Output) -> None:
 @app.command()
 def status(directory: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
     """Show the nodes: whether they run, what they lead, what they use."""
-    run_command(_status(directory, Output(json)))
+    run_command(_decided(_status(directory, Output(json))))
 
 
 async def _status(directory: Path, output: Output) -> None:
@@ -186,7 +197,7 @@ async def _status(directory: Path, output: Output) -> None:
 @app.command()
 def ring(directory: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
     """Show the shards: arc, leader, replicas, applied index, lag. A node in (parentheses) does not answer."""
-    run_command(_ring(directory, Output(json)))
+    run_command(_decided(_ring(directory, Output(json))))
 
 
 async def _ring(directory: Path, output: Output) -> None:
@@ -205,31 +216,31 @@ async def _ring(directory: Path, output: Output) -> None:
 @app.command()
 def kill(nodes: Nodes = None, every: All = False, directory: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
     """Kill nodes with SIGKILL: no goodbye, as in a crash."""
-    run_command(_act("killed", nodes, every, directory, Output(json)))
+    run_command(_decided(_act("killed", nodes, every, directory, Output(json))))
 
 
 @app.command()
 def stop(nodes: Nodes = None, every: All = False, directory: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
     """Stop nodes cleanly: they hand over their leaderships and finish what is in flight."""
-    run_command(_act("stopped", nodes, every, directory, Output(json)))
+    run_command(_decided(_act("stopped", nodes, every, directory, Output(json))))
 
 
 @app.command()
 def pause(nodes: Nodes = None, every: All = False, directory: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
     """Freeze nodes with SIGSTOP: they keep their connections and answer nothing."""
-    run_command(_act("paused", nodes, every, directory, Output(json)))
+    run_command(_decided(_act("paused", nodes, every, directory, Output(json))))
 
 
 @app.command()
 def resume(nodes: Nodes = None, every: All = False, directory: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
     """Let paused nodes go on."""
-    run_command(_act("resumed", nodes, every, directory, Output(json)))
+    run_command(_decided(_act("resumed", nodes, every, directory, Output(json))))
 
 
 @app.command()
 def restart(nodes: Nodes = None, every: All = False, directory: Dir = DEFAULT_DIRECTORY, json: Json = False) -> None:
     """Start nodes that are down, stop and start those that run; returns when they listen."""
-    run_command(_act("restarted", nodes, every, directory, Output(json)))
+    run_command(_decided(_act("restarted", nodes, every, directory, Output(json))))
 
 
 async def _act(done: str, nodes: list[str] | None, every: bool, directory: Path, output: Output) -> None:

@@ -87,7 +87,7 @@ def render_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> st
 
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for position, column in enumerate(columns):
-        numeric = bool(rows) and all(isinstance(row[position], int | float) for row in rows)
+        numeric = any(isinstance(row[position], int | float) for row in rows)
         drawn.add_column(column, justify="right" if numeric else "left", no_wrap=True)
     for row in rows:
         drawn.add_row(*(_cell(value) for value in row))

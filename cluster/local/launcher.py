@@ -103,8 +103,7 @@ class Launcher:
             raise TenfoldError(Code.UNAVAILABLE, f"base_port: port {taken[0].port} of {taken[0].node} is taken")
         for entry, port in zip(taken, free_ports(len(taken), [each.port for each in cluster.nodes]), strict=True):
             entry.port = port
-        if taken or base_port is not None:
-            self.layout.write(cluster)
+        self.layout.write(cluster)
 
     async def _spawn(self, nodes: Sequence[str]) -> None:
         try:

@@ -18,6 +18,7 @@ import shutil
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -63,7 +64,7 @@ class ClusterFile(msgspec.Struct, forbid_unknown_fields=True):
 class RunFile(msgspec.Struct):
     """run.json. `incarnation` grows at every start of the node."""
 
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
     address: str
     incarnation: int
 
@@ -157,7 +158,8 @@ class Layout:
         self.write(cluster)
 
     def write(self, cluster: ClusterFile) -> None:
-        """Writes every node.json, then cluster.json; each file is replaced as a whole and durable."""
+        """Makes every node.json, then cluster.json, say what `cluster` says; each file that differs is replaced as a whole
+        and durable. Doing it again mends a write that was interrupted."""
         members = [{"node": each.node, "address": each.address, "zone": each.zone} for each in cluster.nodes]
         for entry in cluster.nodes:
             self.node_directory(entry.node).mkdir(parents=True, exist_ok=True)
@@ -228,7 +230,9 @@ class Layout:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Puts `content` at `path` in one step, durable with its name."""
+    """Puts `content` at `path` in one step, durable with its name, unless it is there already."""
+    if path.exists() and path.read_bytes() == content:
+        return
     scratch = path.with_name(path.name + ".new")
     with scratch.open("wb") as file:
         file.write(content)

@@ -71,7 +71,7 @@ def find(hints: Mapping[Path, int | None]) -> dict[Path, psutil.Process]:
     """
     found: dict[Path, psutil.Process] = {}
     for directory, pid in hints.items():
-        if pid is not None and psutil.pid_exists(pid) and (process := _check(pid, directory)) is not None:
+        if pid is not None and (process := _check(pid, directory)) is not None:
             found[directory] = process
     missing = [directory for directory in hints if directory not in found]
     for process in psutil.process_iter() if missing else ():
