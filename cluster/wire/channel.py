@@ -53,15 +53,33 @@ def _cancelled_from_outside() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+async def _opened(call: Any) -> bool:
+    """Waits until the call is on its way; False if it ended before. grpc.aio's own write would wait for ever for a call
+    that is cancelled while it still connects."""
+    waiting = asyncio.ensure_future(call.wait_for_connection())
+    call.add_done_callback(lambda _: waiting.cancel())
+    try:
+        await waiting
+    except asyncio.CancelledError:
+        if _cancelled_from_outside():
+            raise
+        return False
+    return True
+
+
 class GrpcStream:
     """A bidirectional stream. One reader and one writer at a time."""
 
     def __init__(self, call: Any) -> None:
         self._call = call
+        self._open = False
 
     async def write(self, message: Any) -> None:
         """Returns once the transport has taken the message (flow control). ChannelBroken, TenfoldError."""
         try:
+            if not self._open and not (await _opened(self._call)):
+                await self._raise_status()
+            self._open = True
             await self._call.write(message)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
@@ -137,7 +155,8 @@ class GrpcChannel:
         """Also raises what `requests` raises; then the call is cancelled and the other end sees a stream without end."""
         call = self._multicallable(service, method)(timeout=timeout_s)
         try:
-            await self._write_all(call, requests)
+            if await _opened(call):
+                await self._write_all(call, requests)
             return await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None

@@ -7,13 +7,16 @@ from typing import Any
 
 
 class Context:
-    """One call being served."""
+    """One call being served. A handler whose caller goes away or stops waiting gets CancelledError."""
 
-    __slots__ = ("_cancel", "_grpc")
+    __slots__ = ("_cancel", "_grpc", "cancelled")
 
     def __init__(self, grpc_context: Any, cancel: Callable[[], object] | None = None) -> None:
+        self.cancelled = False
+        """Nobody waits for the answer any more: the call was answered, broke off or ran out of time."""
         self._grpc = grpc_context
         self._cancel = cancel
+        grpc_context.add_done_callback(self._done)
 
     @property
     def peer(self) -> str:
@@ -25,12 +28,10 @@ class Context:
         remaining = self._grpc.time_remaining()
         return None if remaining is None else float(remaining)
 
-    @property
-    def cancelled(self) -> bool:
-        """The caller has gone: nobody will read the answer."""
-        return bool(self._grpc.cancelled() or self._grpc.done())
-
     def cancel(self) -> None:
         """Ends a streaming call from the server's side; its handler gets CancelledError."""
         assert self._cancel is not None, "only a stream can be ended from here"
         self._cancel()
+
+    def _done(self, _: Any) -> None:
+        self.cancelled = True

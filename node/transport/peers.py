@@ -245,12 +245,12 @@ class Peers:
         return channel
 
     async def _heartbeat_loop(self) -> None:
-        """Twice per interval: a link whose last frame carried the heartbeat needs none of its own."""
+        """Every interval; a link whose last frame carried the heartbeat lately needs none of its own."""
         while not self._closing.is_set():
             for link in self._links.values():
                 link.beat(changed=False)
             try:
-                async with asyncio.timeout(self._limits.node_heartbeat_ms / 2000):
+                async with asyncio.timeout(self._limits.node_heartbeat_ms / 1000):
                     await self._closing.wait()
             except TimeoutError:
                 pass

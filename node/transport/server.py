@@ -84,10 +84,13 @@ class Server:
 
     async def start(self) -> int:
         """Binds and serves; the actual port. OSError naming the address where it cannot be bound."""
+        host, _, number = self.address.rpartition(":")
+        if not host or not number.isdecimal() or int(number) > 65_535:
+            raise OSError(errno.EINVAL, f"cannot listen on {self.address}: it must be host:port")
         try:
             port: int = self._server.add_insecure_port(self.address)
         except RuntimeError:
-            raise _why_not_bound(self.address) from None
+            raise _why_not_bound(host.strip("[]"), int(number)) from None
         await self._server.start()
         for full_name in self._services:
             await self._health.set(full_name, health_pb2.HealthCheckResponse.SERVING)
@@ -179,19 +182,16 @@ class Server:
         return TenfoldError(Code.INTERNAL, f"{method.path}: {type(error).__name__}")
 
 
-def _why_not_bound(address: str) -> OSError:
+def _why_not_bound(host: str, port: int) -> OSError:
     """grpc says only that it failed; the kernel says why."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
-        return OSError(errno.EINVAL, f"cannot listen on {address}: it must be host:port")
+    what = f"cannot listen on {host}:{port}"
     try:
-        family, kind, protocol, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.bind(target)
-    except (OSError, OverflowError) as error:
-        number = error.errno if isinstance(error, OSError) else errno.EINVAL
-        return OSError(number, f"cannot listen on {address}: {getattr(error, 'strerror', None) or error}")
-    return OSError(errno.EADDRINUSE, f"cannot listen on {address}: the port is taken")
+    except OSError as error:
+        return OSError(error.errno, f"{what}: {error.strerror}")
+    return OSError(errno.EADDRINUSE, f"{what}: the port is taken")
 
 
 class _Bound:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,26 @@ from node.transport.server import Server
 from proto.gen import peer_pb2
 
 CLUSTER = b"c" * 16
+
+
+TEST_SECONDS_MAX = 10
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No test here hangs: what should come within milliseconds either comes or fails the test."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and isinstance(item, pytest.Function):
+            if inspect.iscoroutinefunction(item.obj):
+                item.obj = bounded(item.obj)
+
+
+def bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def run(*arguments: Any, **named: Any) -> None:
+        async with asyncio.timeout(TEST_SECONDS_MAX):
+            await test(*arguments, **named)
+
+    return run
 
 
 class SystemClock:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,26 @@ from cluster.limits import DEFAULT, Limits
 from cluster.wire.channel import GrpcChannel, dial
 from node.transport.server import Server
 from proto.gen import meta_pb2, node_pb2, peer_pb2
+
+
+TEST_SECONDS_MAX = 10
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """No test here hangs: what should come within milliseconds either comes or fails the test."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents and isinstance(item, pytest.Function):
+            if inspect.iscoroutinefunction(item.obj):
+                item.obj = bounded(item.obj)
+
+
+def bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    @functools.wraps(test)
+    async def run(*arguments: Any, **named: Any) -> None:
+        async with asyncio.timeout(TEST_SECONDS_MAX):
+            await test(*arguments, **named)
+
+    return run
 
 
 class NodeHandler:

@@ -16,12 +16,6 @@ from cluster.wire.channel import dial
 from proto.gen import meta_pb2, node_pb2, peer_pb2
 
 
-@pytest.fixture(autouse=True)
-async def bounded():
-    async with asyncio.timeout(10):
-        yield
-
-
 def request(count: int = 0) -> node_pb2.CallRequest:
     return node_pb2.CallRequest(requests=[node_pb2.SubRequest(shard=i) for i in range(count)])
 
@@ -309,3 +303,56 @@ def test_a_channel_needs_a_running_loop() -> None:
 async def test_a_method_that_does_not_exist_is_named(connect) -> None:
     with pytest.raises(KeyError, match="Node/Fly"):
         await connect(1).call("Node", "Fly", request(), timeout_s=1)
+
+
+@pytest.fixture
+def silent_port():
+    """Connections are taken by the kernel and nobody ever answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+async def test_a_stream_cancelled_while_it_connects_lets_its_writer_go(connect, silent_port) -> None:
+    stream = connect(silent_port).stream("Peer", "Frames")
+    writing = asyncio.ensure_future(stream.write(peer_pb2.Frame()))
+    await asyncio.sleep(0)
+    stream.cancel()
+    with pytest.raises(ChannelBroken):
+        await writing
+
+
+async def test_a_channel_closed_while_it_connects_lets_its_callers_go(connect, silent_port) -> None:
+    channel = connect(silent_port)
+    pending = [
+        asyncio.ensure_future(channel.send_all("Peer", "Snapshot", chunks(3), timeout_s=60)),
+        asyncio.ensure_future(channel.call("Node", "Call", request(), timeout_s=60)),
+        asyncio.ensure_future(channel.stream("Peer", "Frames").write(peer_pb2.Frame())),
+    ]
+    await asyncio.sleep(0)
+    await channel.close()
+    for each in pending:
+        with pytest.raises(ChannelBroken):
+            await each
+
+
+async def test_a_deadline_holds_while_it_connects(connect, silent_port) -> None:
+    for pending in (
+        connect(silent_port).send_all("Peer", "Snapshot", chunks(3), timeout_s=0.05),
+        connect(silent_port).call("Node", "Call", request(), timeout_s=0.05),
+    ):
+        with pytest.raises(TimeoutError):
+            await pending
+
+
+async def test_where_nobody_answers_nothing_was_sent(connect, silent_port) -> None:
+    channel = connect(silent_port)
+    for pending in (
+        channel.send_all("Peer", "Snapshot", chunks(3), timeout_s=5),
+        channel.call("Node", "Call", request(), timeout_s=5),
+        channel.stream("Peer", "Frames").write(peer_pb2.Frame()),
+    ):
+        with pytest.raises(ChannelBroken) as caught:
+            await pending
+        assert not caught.value.sent
