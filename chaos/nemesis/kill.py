@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Protocol
 
 from chaos.history import Recorder
@@ -20,6 +21,7 @@ from cluster.local.local_cluster import NodeStatus
 from proto.gen import meta_pb2, node_pb2
 
 POLL_S = 0.1
+LOOK_S = 0.3
 RECOVERY_TIMEOUT_S = 60.0
 
 
@@ -74,30 +76,34 @@ class KillNemesis:
             await self.strike(node)
             self.recover(node, planned.down_s)
         while (left := start + duration_s - loop.time()) > 0:
+            self._collect()
             await self._wait_for_change(left)
+        self._collect()
 
     async def _next_victim(self, planned: PlannedKill, until: float) -> str | None:
         """Waits until somebody may be killed; None when the time is over."""
         loop = asyncio.get_running_loop()
         while loop.time() < until:
+            self._collect()
             replies = await self._replies()
             silent = {node for nodes in self._replica_sets.values() for node in nodes} - replies.keys()
             leaders = leaders_of(replies.values())
             if (node := choose(planned, self._replica_sets, leaders, self._down | silent)) is not None:
                 return node
-            await self._wait_for_change(until - loop.time())
+            await self._wait_for_change(min(LOOK_S, until - loop.time()))
         return None
 
-    async def _wait_for_change(self, timeout_s: float) -> None:
-        """Returns when a node has recovered or the time is over; raises what a recovery raised."""
+    def _collect(self) -> None:
+        """Forgets the recoveries that are over, and raises what one of them raised. What ends after this wakes the next wait."""
         self._changed.clear()
-        try:
-            async with asyncio.timeout(max(0.0, timeout_s)):
-                await self._changed.wait()
-        except TimeoutError:
-            pass
         for node in [node for node, task in self._recoveries.items() if task.done()]:
             self._recoveries.pop(node).result()
+
+    async def _wait_for_change(self, timeout_s: float) -> None:
+        """Returns when a recovery ended since the last `_collect`, or after `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(0.0, timeout_s)):
+                await self._changed.wait()
 
     async def strike(self, node: str) -> None:
         """SIGKILL to `node`; returns when its process is gone."""

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 FIRST_S = 1.0
-INTERVAL_S = (1.9, 2.6)
-DOWN_S = (0.2, 0.8)
+INTERVAL_S = (1.8, 2.4)
+DOWN_S = (0.1, 0.4)
 LEADER_SHARE = 0.6
 
 ReplicaSets = Mapping[int, frozenset[str]]

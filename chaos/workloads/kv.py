@@ -48,7 +48,7 @@ class KvOptions:
     operations_per_key: int = 200
     cas_percent: int = 30
     get_percent: int = 35  # the rest are puts
-    rate_per_s: int = 1200  # of all clients together
+    rate_per_s: int = 800  # of all clients together
     deadline_s: float = 8.0
 
 
