@@ -67,6 +67,7 @@ class Pump:
         self._jobs: list[tuple[Callable[[], Awaitable[None]], asyncio.Future[None]]] = []
         self._first_rounds: list[ShardRound] = []
         self._wake = asyncio.Event()
+        self._sleeper: asyncio.Future[None] | None = None
         self._stopping = False
         self._ticked_at = clock.monotonic()
 
@@ -90,6 +91,20 @@ class Pump:
     def batch_pending(self) -> bool:
         """Something is applied that the state engine has not taken yet."""
         return bool(self._batch)
+
+    async def busy_within(self, seconds: float) -> None:
+        """Returns after `seconds`, or at the next round if that comes first. For one caller."""
+        loop = asyncio.get_running_loop()
+        self._sleeper = loop.create_future()
+        timer = loop.call_later(seconds, self._rouse)
+        try:
+            await self._sleeper
+        finally:
+            timer.cancel()
+
+    def _rouse(self) -> None:
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
 
     def stop(self) -> None:
         self._stopping = True
@@ -120,6 +135,7 @@ class Pump:
 
     async def _round(self) -> None:
         self.rounds += 1
+        self._rouse()
         work = self._step_dirty()
         rounds, self._first_rounds = self._first_rounds, []
         for step in work:

@@ -54,9 +54,15 @@ class Upkeep:
         self._others = [node for node in map.addresses() if node != shards.node]
 
     async def tick(self) -> None:
-        """For ever: advances time, tells the heartbeats what to say, raises suspicions."""
+        """For ever: advances time, tells the heartbeats what to say, raises suspicions. While every shard is silent it
+        comes round only as often as the nodes' heartbeats do; a round of the pump wakes it."""
+        limits = self._limits
         while True:
-            await asyncio.sleep(self._limits.tick_ms / 1000)
+            awake = any(not replica.core.silent for replica in self._shards.replicas.values())
+            if awake:
+                await asyncio.sleep(limits.tick_ms / 1000)
+            else:
+                await self._pump.busy_within(limits.node_heartbeat_ms / 1000)
             self._pump.advance_ticks()
             self._peers.set_heartbeat(len(self._shards.led()), self._map.epoch)
             self._events.suspect({node: self._peers.heard_s(node) for node in self._others})

@@ -21,6 +21,7 @@ from proto.gen.entry_pb2 import EntryPayload, Request
 
 __all__ = ["Applier", "Outcome", "ParsedEntry"]
 
+_OK = int(Code.OK)  # an enum's member costs a look-up, and this is asked per request
 _NORMAL = int(EntryKind.NORMAL)
 _SESSION = int(EntryKind.SESSION)
 _PULSE = int(EntryKind.PULSE)
@@ -122,7 +123,7 @@ class Applier:
         except TenfoldError as refusal:
             assert len(stamp.changes) == changed, "a refused command changes nothing"
             return Outcome(refusal.code, refusal.message, b"", stamp.index)
-        return Outcome(Code.OK, "", b"" if result is None else result.SerializeToString(), stamp.index)
+        return Outcome(_OK, "", b"" if result is None else result.SerializeToString(), stamp.index)
 
     def _pulse(self, stamp: Stamp, groups: list[tuple[str, Changes]]) -> None:
         for name, machine in self.machines.items():

@@ -124,12 +124,12 @@ class KvMachine:
     # ---- commands
 
     def apply(self, command: KvCommand, stamp: Stamp, view: View) -> KvResult | None:
-        if command.HasField("transaction"):
+        ops = command.ops
+        if not ops:
             return self._transaction(command.transaction, stamp, view)
         header = _PLAIN_HEADER.pack(_PLAIN, stamp.index)
         put = view.put
         changed = stamp.changes.append
-        ops = command.ops
         done = 0
         for op in ops:
             if op.kind or op.ttl_ms:

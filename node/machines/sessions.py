@@ -20,6 +20,8 @@ from cluster.ports import ReadView, View
 
 _KEY = struct.Struct(">QQ")
 _RECORD = struct.Struct(">QQQH")
+_OVERHEAD_BYTES = _KEY.size + _RECORD.size
+_OK = int(Code.OK)
 _POSITIONS = 4096  # requests an entry may hold, for session ids
 
 
@@ -115,11 +117,11 @@ class Sessions:
         covers the request itself). A result over the session's bytes is not kept: its duplicates answer SessionExpired."""
         held = self._sessions[session]
         code = outcome.code
-        kept = outcome.body if code == Code.OK else outcome.message.encode()
-        size = _KEY.size + _RECORD.size + len(kept)
+        kept = outcome.body if code == _OK else outcome.message.encode()
+        size = _OVERHEAD_BYTES + len(kept)
         if size > self._limits.session_bytes_max:
             code, kept = Code.SESSION_EXPIRED, b"the result was too large to keep"
-            size = _KEY.size + _RECORD.size + len(kept)
+            size = _OVERHEAD_BYTES + len(kept)
         mark = min(low_water, sequence - 1)
         if mark > held.low_water:
             self._raise(session, held, mark, view)
