@@ -1,13 +1,13 @@
-"""One shard's applier over views in memory, and a key-value model to hold it against."""
+"""One shard's applier over its views and an engine in memory, and a key-value model to hold it against."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
 from hypothesis import strategies as st
-from sortedcontainers import SortedDict
 
 from cluster.errors import Code
 from cluster.limits import DEFAULT, Limits
@@ -16,66 +16,86 @@ from cluster.types import EntryKind
 from node.machines.applier import Applier, Outcome, ParsedEntry
 from node.machines.kv import KvMachine
 from node.machines.meta import MetaMachine
+from node.storage.memory import MemoryState
+from node.storage.view import CapabilityView, NodeState, ShardState, StateBatch
 from proto.gen.entry_pb2 import EntryPayload, Request
 from proto.gen.kv_pb2 import KvAnswer, KvCommand, KvGet, KvOp, KvOpResult, KvQuery, KvResult, KvScan
 
 VIEWS = ("kv", "meta", "session", "feed")
 
 
-class MemoryView:
-    """An ordered byte-key map. Counts its reads and writes."""
+class CountedView:
+    """A shard's view, with its reads and writes counted."""
 
-    def __init__(self) -> None:
-        self.pairs: Any = SortedDict()
+    def __init__(self, view: CapabilityView) -> None:
+        self.view = view
+        self.reset()
+
+    def reset(self) -> None:
         self.gets = self.scans = self.puts = self.deletes = 0
+
+    @property
+    def pairs(self) -> dict[bytes, bytes]:
+        """All that is in it, in key order."""
+        return dict(self.view.scan(b"", b""))
 
     def get(self, key: bytes) -> bytes | None:
         self.gets += 1
-        return self.pairs.get(key)
+        return self.view.get(key)
 
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         self.scans += 1
-        last = end or None
-        for key in list(self.pairs.irange(start, last, inclusive=(True, False), reverse=reverse)):
-            yield key, self.pairs[key]
+        return self.view.scan(start, end, reverse=reverse)
 
     def put(self, key: bytes, value: bytes) -> None:
         self.puts += 1
-        self.pairs[key] = value
+        self.view.put(key, value)
 
     def delete(self, key: bytes) -> None:
         self.deletes += 1
-        self.pairs.pop(key, None)
+        self.view.delete(key)
 
 
 class ShardWorld:
-    """Applies entries one after the other, as a replica does; every law is checked after each."""
+    """Applies entries one after the other, as a replica does; every law is checked after each. The overlay goes to the
+    engine after every third, so that reads meet both."""
 
     def __init__(self, limits: Limits, *, checked: bool = True) -> None:
         self.limits = limits
         self.checked = checked
-        self.views = {name: MemoryView() for name in VIEWS}
+        self.engine = MemoryState()
         self.index = 0
         self.time_ms = 1000
-        self.applier = self._applier()
-        self.applier.load(self.views.__getitem__, 0)
+        self._begin()
 
-    def _applier(self) -> Applier:
-        return Applier(1, {"kv": KvMachine(self.limits), "meta": MetaMachine()}, self.limits)
+    def _begin(self) -> None:
+        self.overlay = StateBatch()
+        self.state = ShardState(self.engine, 1, self.overlay, self.limits)
+        self.applier = Applier(1, {"kv": KvMachine(self.limits), "meta": MetaMachine()}, self.limits)
+        self.load()
+
+    def load(self) -> None:
+        self.views = {name: CountedView(self.state.view(name)) for name in VIEWS}
+        self.applier.load(self.views.__getitem__, self.state.time_ms)
 
     def restart(self) -> None:
-        """A new applier over the same views, as after a crash or an installed snapshot."""
-        time_ms = self.applier.time_ms
-        self.applier = self._applier()
-        self.applier.load(self.views.__getitem__, time_ms)
+        """All that was in memory is gone."""
+        self.write()
+        self._begin()
 
-    def apply(self, entry: Entry) -> list[Outcome]:
+    def write(self) -> None:
+        assert NodeState(self.engine).write_batch(self.overlay)
+
+    def apply(self, entry: Entry, *, want_results: bool = True) -> list[Outcome]:
         self.index = entry.index
-        outcomes = self.applier.apply(entry, want_results=True)
-        assert outcomes is not None
+        outcomes = self.applier.apply(entry, want_results=want_results)
+        assert (outcomes is not None) == want_results
+        self.state.set_applied(entry.index, entry.term, self.applier.time_ms)
+        if entry.index % 3 == 0:
+            self.write()
         if self.checked:
             self.applier.check_invariants()
-        return outcomes
+        return outcomes or []
 
     def entry(self, *requests: Request, kind: EntryKind = EntryKind.NORMAL) -> list[Outcome]:
         payload = EntryPayload(time_ms=self.time_ms, wall_ms=7, requests=requests)
@@ -146,9 +166,14 @@ def tiny(**exact: int) -> Limits:
     return replace(DEFAULT, **{**lowest, **exact})
 
 
+# What machines and services are bounded by.
+BOUNDS = re.compile("(key|value|batch|transaction|scan|ttl|pulse|session|sessions|feed)_.*")
+
+
 def drawn_limits() -> st.SearchStrategy[Limits]:
     ranges = {each.name: st.integers(*each.metadata["test_range"]) for each in fields(Limits)}
-    return st.fixed_dictionaries(ranges).map(lambda drawn: replace(DEFAULT, **drawn))
+    drawn = {name: numbers for name, numbers in ranges.items() if BOUNDS.fullmatch(name)}
+    return st.fixed_dictionaries(drawn).map(lambda bounds: tiny(**bounds))
 
 
 class KvModel:

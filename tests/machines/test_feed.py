@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
 from node.machines.feed import Event, Feed
+from node.storage.view import CapabilityView
 from proto.gen.kv_pb2 import KvCommand
-from tests.machines.shard_world import MemoryView, ShardWorld, drawn_limits, kv_request, put, tiny
+from tests.machines.shard_world import ShardWorld, drawn_limits, kv_request, put, tiny
 
 
-def feed_of(limits: Limits, view: MemoryView) -> Feed:
+def feed_of(limits: Limits, view: CapabilityView) -> Feed:
     feed = Feed(limits)
     feed.load(view)
     return feed
@@ -31,6 +32,21 @@ def read_all(feed: Feed, after: int, start: bytes = b"", end: bytes = b"", bytes
     return events
 
 
+Groups = list[tuple[str, list[tuple[bytes, bytes]]]]
+
+
+def changed_once(groups: Groups) -> Groups:
+    """An entry changes a key of a capability once."""
+    seen: set[tuple[str, bytes]] = set()
+    kept: Groups = []
+    for name, changes in groups:
+        fresh = {key: event for key, event in changes if (name, key) not in seen}
+        seen.update((name, key) for key in fresh)
+        if fresh:
+            kept.append((name, list(fresh.items())))
+    return kept
+
+
 KEY = st.sampled_from([b"", b"a", b"ab", b"b", b"\xff"])
 GROUP = st.tuples(
     st.sampled_from(["kv", "meta", "lock"]), st.lists(st.tuples(KEY, st.binary(max_size=60)), min_size=1, max_size=4)
@@ -46,24 +62,18 @@ GROUP = st.tuples(
 )
 def test_every_token_above_the_floor_gets_the_rest_without_gap_or_duplicate(
     limits: Limits,
-    entries: list[tuple[int, list[tuple[str, list[tuple[bytes, bytes]]]], bool]],
+    entries: list[tuple[int, Groups, bool]],
     start: bytes,
     end: bytes,
     bytes_max: int,
 ) -> None:
-    view = MemoryView()
+    view = ShardWorld(limits).state.view("feed")
     feed = feed_of(limits, view)
     history: list[Event] = []
     index = 0
     for gap, groups, restarted in entries:
         index += gap
-        # The law of versions: a key changes once per entry and capability.
-        seen: set[tuple[str, bytes]] = set()
-        groups = [
-            (name, [c for c in changes if not ((name, c[0]) in seen or seen.add((name, c[0])))])
-            for name, changes in groups
-        ]
-        groups = [group for group in groups if group[1]]
+        groups = changed_once(groups)
         feed.append(index, groups)
         history += [(index, name, key, event) for name, changes in groups for key, event in changes]
         if restarted:
@@ -97,7 +107,7 @@ def test_a_watcher_near_the_end_does_not_scan_the_view() -> None:
     for number in range(20):
         world.put(b"k%d" % number)
     view = world.views["feed"]
-    view.scans = view.gets = 0
+    view.reset()
     assert len(read_all(world.applier.feed, world.index - 2)) == 2
     assert read_all(world.applier.feed, world.index) == []
     assert (view.scans, view.gets) == (0, 0)
@@ -118,8 +128,9 @@ def test_an_entry_leaves_one_record_and_one_that_changes_nothing_none() -> None:
 
 
 def test_the_law_that_an_entry_changes_a_key_once_is_checked() -> None:
-    view = MemoryView()
-    feed = feed_of(tiny(), view)
+    limits = tiny()
+    view = ShardWorld(limits).state.view("feed")
+    feed = feed_of(limits, view)
     feed.append(1, [("kv", [(b"k", b"1"), (b"k", b"2")])])
     with pytest.raises(AssertionError, match="changes a key twice"):
         feed.check_invariants(view)

@@ -28,7 +28,7 @@ def test_a_plain_put_is_one_write_and_no_read() -> None:
     world = ShardWorld(tiny(), checked=False)
     world.put(b"old", b"1")
     view = world.views["kv"]
-    view.gets = view.scans = view.puts = view.deletes = 0
+    view.reset()
     outcome = world.kv(KvCommand(ops=[put(b"old", b"2"), put(b"new", b"3")]))
     assert (view.gets, view.scans, view.puts, view.deletes) == (0, 0, 2, 0)
     assert (outcome.code, outcome.body, outcome.index) == (Code.OK, b"", world.index)

@@ -215,7 +215,7 @@ def test_a_request_puts_one_pair_into_the_table() -> None:
     world = ShardWorld(tiny(session_bytes_max=4096), checked=False)
     session = world.open()
     view = world.views["session"]
-    view.gets = view.scans = view.puts = view.deletes = 0
+    view.reset()
     for sequence in range(1, 11):
         bump(world, session, sequence, low_water=sequence - 1)
     assert (view.gets, view.scans, view.puts, view.deletes) == (0, 0, 10, 9)

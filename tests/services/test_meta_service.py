@@ -26,8 +26,10 @@ def broken(field: str) -> ShardMap:
         changed.epoch = 0
     elif field == "members":
         changed.members[1].address = changed.members[0].address
+    elif field == "shards":
+        del changed.shards[:]
     else:
-        changed.ClearField(field)
+        changed.cluster_id = b""
     return changed
 
 
