@@ -47,6 +47,8 @@ BREACHES = [
     (rules.files_in_their_place, "client/x.py", "from pathlib import Path\nPath('x').read_text()\n"),
     (rules.files_in_their_place, "node/x.py", "import os\nos.open('x', 0)\n"),
     (rules.no_sleeping_tests, "tests/x.py", "import time\ntime.sleep(1)\n"),
+    (rules.no_sleeping_tests, "tests/x.py", "import time\nwhile True:\n    time.sleep(2)\n"),
+    (rules.no_sleeping_tests, "tests/x.py", "import time\nclass TestX:\n    def test(self):\n        time.sleep(1)\n"),
     (rules.no_sleeping_tests, "tests/x.py", "from asyncio import sleep\nasync def f(s):\n    await sleep(s)\n"),
 ]
 
@@ -65,6 +67,8 @@ KEPT = [
     (rules.files_in_their_place, "node/storage/disk.py", "def f():\n    return open('x')\n"),
     (rules.files_in_their_place, "node/storage_floor.py", "def f(disk):\n    return disk.open('x')\n"),
     (rules.no_sleeping_tests, "tests/x.py", "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n"),
+    (rules.no_sleeping_tests, "tests/x.py", "import time\nwhile not done():\n    time.sleep(0.02)\n"),
+    (rules.no_sleeping_tests, "tests/x.py", "class Slow:\n    async def sync(self):\n        await sleep(self.s)\n"),
 ]
 
 
