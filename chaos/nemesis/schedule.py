@@ -7,6 +7,7 @@ nodes whose loss leaves every replica set a majority.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, NamedTuple
 
@@ -53,3 +54,9 @@ def choose(
     led = [leader for _, leader in sorted(leaders.items()) if leader in allowed]
     candidates = led if planned.target == "leader" and led else allowed
     return candidates[int(planned.draw * len(candidates))] if candidates else None
+
+
+def busiest(leaders: Mapping[int, str]) -> str:
+    """The node that leads most shards; the first by name among equals."""
+    counts = Counter(leaders.values())
+    return min(counts, key=lambda node: (-counts[node], node))
