@@ -1,7 +1,8 @@
 """Silence: a shard with nothing to do stops ticking, and heartbeats between nodes speak for it (architecture, pump).
 
-A leader falls silent when every voter holds, and by the last heartbeat knows committed, all it has. That may fail: the
-heartbeat may be lost, or an old one put a follower to sleep that misses newer entries. Both are safe, since silence only
+A leader falls silent when every voter holds, and by the last heartbeat knows committed, all it has, and answered one of
+the last two heartbeats: whom it cannot reach it keeps asking, so that check-quorum works. That may fail: the heartbeat
+may be lost, or an old one put a follower to sleep that misses newer entries. Both are safe, since silence only
 stops a timer, and any other message wakes.
 """
 
@@ -16,7 +17,7 @@ def idle(state: State) -> bool:
     last = state.log.last_index
     if not state.commit_index == state.applied_index == last or state.transferring or state.reads or state.early_reads:
         return False
-    recent = max(0, state.clock - state.settings.election_ticks_min) << STAMP_SHIFT
+    recent = max(0, state.clock - 2 * state.settings.heartbeat_ticks) << STAMP_SHIFT
     for voter, progress in state.progress.items():
         if progress.match != last or (voter != state.replica and progress.acked < recent):
             return False

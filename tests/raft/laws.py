@@ -42,6 +42,12 @@ class Laws:
                 self._commit_grows(each, replicas)
             self._leader_completeness(each)
 
+    def check_leases(self, replicas: Iterable[Replica]) -> None:
+        """Who may answer from its lease now misses no commit that anyone could have acknowledged."""
+        for each in replicas:
+            index = each.core.lease_read_index() if each.up else None
+            assert index is None or index >= self.commit, f"a lease read of {index} misses {self.commit}"
+
     def applied(self, entry: Entry) -> None:
         """State machine safety: no two replicas apply different entries at one index."""
         value = (entry.term, entry.kind, entry.payload)

@@ -7,7 +7,7 @@ may leave now, `finish` is the sync and all that follows it. A crash in between 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cluster.limits import DEFAULT
@@ -237,6 +237,8 @@ class Cluster:
         self.configuration = Configuration(tuple(range(1, voters + 1)))
         self.mail: list[tuple[Message, Machine | None]] = []
         self.cut: set[tuple[int, int]] = set()
+        self.lose: Callable[[Message], bool] = lambda message: False  # asked about every message sent
+        self.in_step = True  # clocks keep step but for the slow ones, so leases hold
         self.slow: set[int] = set()  # these clocks lose one tick in ten
         self.rounds = 0
         self.contexts = 0
@@ -273,7 +275,7 @@ class Cluster:
                 sender.core.snapshot_finished(message.receiver, 0, False)
                 return
             message.log_term = term
-        if (sender.replica, message.receiver) in self.cut:
+        if (sender.replica, message.receiver) in self.cut or self.lose(message):
             self._snapshot_finished(message, False)
         else:
             self.mail.append((copied(message), state))
@@ -293,9 +295,6 @@ class Cluster:
         message, _ = self.mail.pop(position)
         self._snapshot_finished(message, False)
 
-    def drop_kind(self, *kinds: MessageKind) -> None:
-        self.mail = [each for each in self.mail if each[0].kind not in kinds]
-
     def _snapshot_finished(self, message: Message, ok: bool) -> None:
         sender = self.replicas[message.sender]
         if message.kind == MessageKind.SNAPSHOT and sender.up:
@@ -308,6 +307,13 @@ class Cluster:
 
     def heal(self) -> None:
         self.cut.clear()
+        self.lose = lambda message: False
+
+    def expire_promises(self) -> None:
+        """As if no one had heard a leader for a minimum election timeout; leases rest on these promises."""
+        self.in_step = False
+        for each in self.up():
+            each.core.heard_elapsed = self.settings.election_ticks_min
 
     # Time and work.
 
@@ -371,3 +377,5 @@ class Cluster:
 
     def check(self) -> None:
         self.laws.check(self.replicas.values())
+        if self.in_step:
+            self.laws.check_leases(self.replicas.values())

@@ -70,15 +70,16 @@ def _read(cluster: Cluster, a: int, b: int) -> None:
         replica.read()
 
 
-def _lease_read(cluster: Cluster, a: int, b: int) -> None:
-    if replica := leading(cluster, a):
-        index = replica.core.lease_read_index()
-        assert index is None or index >= cluster.laws.commit, f"a lease read of {index} misses {cluster.laws.commit}"
-
-
 def _crash(cluster: Cluster, a: int, b: int) -> None:
     if replica := live(cluster, a):
         replica.crash(kept=b % 4)
+
+
+def _bounce(cluster: Cluster, a: int, b: int) -> None:
+    """Down and up again before anyone notices."""
+    if replica := live(cluster, a):
+        replica.crash(kept=b % 3)
+        replica.start()
 
 
 def _restart(cluster: Cluster, a: int, b: int) -> None:
@@ -121,6 +122,29 @@ def _campaign(cluster: Cluster, a: int, b: int) -> None:
         replica.core.campaign(force=b % 2 == 0)
 
 
+def _coup(cluster: Cluster, a: int, b: int) -> None:
+    """The leader is cut off with entries of its own, and others elect without it."""
+    replica = leading(cluster, a)
+    others = [each for each in cluster.up() if each is not replica]
+    if replica and others:
+        cluster.isolate(replica.replica)
+        _propose(cluster, a, b)
+        cluster.tick(1 + b % 8)
+        for each in others[: 1 + a % 2]:
+            each.core.campaign(force=b % 2 == 0)
+        for _ in range(b % 5):
+            cluster.work()
+        for each in cluster.leaders():
+            each.propose(bytes([b, a]))
+
+
+def _reverse(cluster: Cluster, a: int, b: int) -> None:
+    """What was sent last comes first; with luck once more."""
+    cluster.mail.reverse()
+    for position in range(min(len(cluster.mail), a % 6)):
+        cluster.deliver(position, keep=True)
+
+
 def _hint(cluster: Cluster, a: int, b: int) -> None:
     if replica := live(cluster, a):
         if b % 2:
@@ -143,15 +167,17 @@ WEIGHTS: dict[Callable[[Cluster, int, int], None], int] = {
     _drop: 3,
     _propose: 10,
     _read: 4,
-    _lease_read: 4,
     _crash: 1,
+    _bounce: 2,
     _restart: 4,
     _cut: 2,
     _isolate: 1,
     _heal: 3,
     _compact: 3,
     _transfer: 2,
-    _campaign: 1,
+    _campaign: 2,
+    _coup: 3,
+    _reverse: 3,
     _hint: 2,
     _wake: 1,
 }
@@ -168,13 +194,15 @@ def perform(cluster: Cluster, action: Action) -> None:
 
 
 def perform_out_of_step(cluster: Cluster, action: Action) -> None:
-    """The same with clocks that run as they please, where no lease can be relied upon."""
+    """With clocks that run as they please: no lease can be relied upon, everything else can."""
     name, a, b = action
+    cluster.in_step = False
     if name == "tick":
         _tick_one(cluster, a, b)
-    elif name != "lease_read":
-        perform(cluster, action)
-    cluster.check()
+        return
+    if name in ("campaign", "coup"):
+        cluster.expire_promises()
+    perform(cluster, action)
 
 
 def converge(cluster: Cluster) -> None:
