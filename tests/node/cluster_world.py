@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.errors import Code
@@ -30,31 +30,60 @@ RETRY = {Code.NOT_LEADER, Code.UNAVAILABLE, Code.OVERLOADED, Code.UNKNOWN_OUTCOM
 class SlowFile:
     """A file whose sync takes its time, so that what is said before it can be told from what is said after it."""
 
-    def __init__(self, file: Any, world: ClusterWorld) -> None:
+    def __init__(self, file: Any, world: ClusterWorld, node: str) -> None:
         self._file = file
         self._world = world
+        self._node = node
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
 
     async def sync(self) -> None:
-        await asyncio.sleep(self._world.sync_s)
+        await asyncio.sleep(self._world.sync_s.get(self._node, 0.0))
         await self._file.sync()
 
 
 class SlowDisk:
-    def __init__(self, disk: Any, world: ClusterWorld) -> None:
+    def __init__(self, disk: Any, world: ClusterWorld, node: str) -> None:
         self._disk = disk
         self._world = world
+        self._node = node
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._disk, name)
 
     def create(self, path: str) -> Any:
-        return SlowFile(self._disk.create(path), self._world)
+        return SlowFile(self._disk.create(path), self._world, self._node)
 
     def open(self, path: str, *, writable: bool = False) -> Any:
-        return SlowFile(self._disk.open(path, writable=writable), self._world)
+        return SlowFile(self._disk.open(path, writable=writable), self._world, self._node)
+
+
+class GatedStream:
+    """A stream whose messages vanish while its two nodes are cut apart."""
+
+    def __init__(self, stream: Any, passes: Callable[[], bool]) -> None:
+        self._stream = stream
+        self._passes = passes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def write(self, message: Any) -> None:
+        if self._passes():
+            await self._stream.write(message)
+
+
+class GatedChannel:
+    def __init__(self, channel: Any, passes: Callable[[], bool]) -> None:
+        self._channel = channel
+        self._passes = passes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def stream(self, service: str, method: str) -> GatedStream:
+        return GatedStream(self._channel.stream(service, method), self._passes)
 
 
 class Context:
@@ -69,13 +98,14 @@ class ClusterWorld:
         self.limits = limits
         self.shards = shards
         self.random = random.Random(seed)
-        self.sync_s = 0.0
+        self.sync_s: dict[str, float] = {}  # by node, added to every sync
         self.names = [f"n{i + 1}" for i in range(nodes)]
         ports = _free_ports(nodes)
         self.members = [MemberConfig(n, f"127.0.0.1:{p}") for n, p in zip(self.names, ports, strict=True)]
         self.disks = {name: ForgettingDisk() for name in self.names}
         self.states = {name: ForgettingState() for name in self.names}
         self.nodes: dict[str, Node] = {}
+        self.cut_off: set[str] = set()  # these nodes and the others do not hear each other
 
     async def __aenter__(self) -> ClusterWorld:
         for name in self.names:
@@ -98,9 +128,9 @@ class ClusterWorld:
             members=self.members,
         )
         ports = Ports(
-            disk=SlowDisk(self.disks[name].attach(), self),
+            disk=SlowDisk(self.disks[name].attach(), self, name),
             open_state=self.states[name].attach,
-            dial=dial,
+            dial=lambda to: GatedChannel(dial(to), lambda: self._passes(name, to)),
             serve=self._serve,
             clock=SystemClock(),
             random=random.Random(self.random.random()),
@@ -111,6 +141,10 @@ class ClusterWorld:
         self.nodes[name] = node
         await node.start()
         return node
+
+    def _passes(self, name: str, address: str) -> bool:
+        to = next(member.node for member in self.members if member.address == address)
+        return (name in self.cut_off) == (to in self.cut_off)
 
     def _serve(self, handlers: Handlers, address: str) -> Server:
         return Server(handlers, address=address, limits=self.limits)
@@ -123,8 +157,13 @@ class ClusterWorld:
         for name in names:
             await self.nodes.pop(name).abandon()
 
-    def leader(self, shard: int) -> Node | None:
-        led = [n for n in self.nodes.values() if (r := n.shards.replicas.get(shard)) is not None and r.leading]
+    def leader(self, shard: int, *, but: str = "") -> Node | None:
+        """Who leads in the highest term, of all nodes but one."""
+        led = [
+            node
+            for node in self.nodes.values()
+            if node.config.node != but and (r := node.shards.replicas.get(shard)) is not None and r.leading
+        ]
         return max(led, key=lambda node: node.shards.replicas[shard].core.term, default=None)
 
     async def call(self, sub: node_pb2.SubRequest, *, node: Node | None = None) -> node_pb2.SubReply:
