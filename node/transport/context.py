@@ -9,11 +9,12 @@ from typing import Any
 class Context:
     """One call being served. A handler whose caller goes away or stops waiting gets CancelledError."""
 
-    __slots__ = ("_cancel", "_grpc", "cancelled")
+    __slots__ = ("_cancel", "_grpc", "cancelled", "ended_here")
 
     def __init__(self, grpc_context: Any, cancel: Callable[[], object] | None = None) -> None:
         self.cancelled = False
         """Nobody waits for the answer any more: the call was answered, broke off or ran out of time."""
+        self.ended_here = False
         self._grpc = grpc_context
         self._cancel = cancel
         grpc_context.add_done_callback(self._done)
@@ -29,8 +30,9 @@ class Context:
         return None if remaining is None else float(remaining)
 
     def cancel(self) -> None:
-        """Ends a streaming call from the server's side; its handler gets CancelledError."""
+        """Ends a streaming call from the server's side: its handler gets CancelledError, its caller UNAVAILABLE."""
         assert self._cancel is not None, "only a stream can be ended from here"
+        self.ended_here = True
         self._cancel()
 
     def _done(self, _: Any) -> None:

@@ -186,9 +186,9 @@ class Link:
                 self._stand(stream, incarnation, address)
                 while await stream.read() is not None:
                     pass
-            self._problem("stream ended" if stood else "")
+            self._problem(address, "stream ended" if stood else "")
         except (ChannelBroken, TimeoutError, TenfoldError, Refused) as error:
-            self._problem(f"{type(error).__name__}: {error}")
+            self._problem(address, f"{type(error).__name__}: {error}" if address == self.address else "it moved")
         finally:
             self._greeting = None
             stream.cancel()
@@ -227,11 +227,11 @@ class Link:
         if not self._closing:
             self._events.link_down(self.peer)
 
-    def _problem(self, text: str) -> None:
+    def _problem(self, address: str, text: str) -> None:
         """One line per new problem, not one per attempt."""
         if text and text != self._last_problem and not self._closing:
             self._last_problem = text
-            self._log.warning("peer unreachable", address=self.address, problem=text)
+            self._log.warning("peer unreachable", address=address, problem=text)
 
     async def _pause(self, seconds: float) -> None:
         try:

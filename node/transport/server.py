@@ -153,17 +153,18 @@ class Server:
             assert task is not None, "grpc.aio runs every handler in a task"
             self._stream_tasks[task] = None
             self._streams.used += 1
+            context = Context(grpc_context, task.cancel)
             try:
                 requests = _RequestStream(grpc_context) if method.client_streaming else request
-                await _pour(function(requests, Context(grpc_context, task.cancel)), grpc_context)
+                await _pour(function(requests, context), grpc_context)
                 return
             except TenfoldError as error:
                 problem = error
             except asyncio.CancelledError:
-                if not self._stopping or grpc_context.cancelled():
+                if not (self._stopping or context.ended_here):
                     raise
-                task.uncancel()
-                problem = TenfoldError(Code.SHUTTING_DOWN)
+                task.uncancel()  # grpc would tell the caller nothing
+                problem = TenfoldError(Code.SHUTTING_DOWN if self._stopping else Code.UNAVAILABLE)
             except Exception as error:
                 problem = self._bug(method, error)
             finally:

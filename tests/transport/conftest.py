@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from cluster.limits import DEFAULT, Limits
+from cluster.ports import Dial
 from cluster.raft.messages import Message
-from cluster.wire.channel import dial
+from cluster.wire.channel import dial as dial_grpc
 from node.transport.peer_service import PeerService
 from node.transport.peers import Peers
 from node.transport.server import Server
@@ -29,9 +30,9 @@ TEST_SECONDS_MAX = 10
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """No test here hangs: what should come within milliseconds either comes or fails the test."""
     for item in items:
-        if Path(__file__).parent in item.path.parents and isinstance(item, pytest.Function):
-            if inspect.iscoroutinefunction(item.obj):
-                item.obj = bounded(item.obj)
+        here = Path(__file__).parent in item.path.parents
+        if here and isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = bounded(item.obj)
 
 
 def bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
@@ -109,11 +110,12 @@ class Recorder:
 class Station:
     """One node's transport."""
 
-    def __init__(self, name: str, incarnation: int, limits: Limits, cluster_id: bytes, port: int) -> None:
+    def __init__(self, name: str, incarnation: int, limits: Limits, cluster_id: bytes, port: int, dial: Dial) -> None:
         self.name = name
         self.recorder = Recorder()
         self.spawn = Spawner()
-        self.peers = Peers(name, cluster_id, incarnation, "", dial, self.spawn, SystemClock(), limits, self.recorder)
+        self.clock = SystemClock()
+        self.peers = Peers(name, cluster_id, incarnation, "", dial, self.spawn, self.clock, limits, self.recorder)
         self.server = Server([("Peer", PeerService(self.peers))], address=f"127.0.0.1:{port}", limits=limits)
 
     @property
@@ -125,6 +127,7 @@ class Station:
         return self
 
     async def stop(self) -> None:
+        """Fails if any task of the transport ended badly. May be called twice."""
         await self.peers.close()
         await self.server.stop(0)
         for task in self.spawn.tasks:
@@ -141,12 +144,18 @@ async def station() -> AsyncIterator[Callable[..., Awaitable[Station]]]:
     made: list[Station] = []
 
     async def make(
-        name: str, incarnation: int = 1, limits: Limits = DEFAULT, cluster_id: bytes = CLUSTER, port: int = 0
+        name: str,
+        incarnation: int = 1,
+        limits: Limits = DEFAULT,
+        cluster_id: bytes = CLUSTER,
+        port: int = 0,
+        dial: Dial | None = None,
     ) -> Station:
-        made.append(await Station(name, incarnation, limits, cluster_id, port).start())
+        dialler = dial if dial is not None else functools.partial(dial_grpc, limits=limits)
+        made.append(await Station(name, incarnation, limits, cluster_id, port, dialler).start())
         return made[-1]
 
     yield make
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TEST_SECONDS_MAX):
         for each in made:
             await each.stop()

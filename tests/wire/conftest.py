@@ -16,16 +16,15 @@ from cluster.wire.channel import GrpcChannel, dial
 from node.transport.server import Server
 from proto.gen import meta_pb2, node_pb2, peer_pb2
 
-
 TEST_SECONDS_MAX = 10
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """No test here hangs: what should come within milliseconds either comes or fails the test."""
     for item in items:
-        if Path(__file__).parent in item.path.parents and isinstance(item, pytest.Function):
-            if inspect.iscoroutinefunction(item.obj):
-                item.obj = bounded(item.obj)
+        here = Path(__file__).parent in item.path.parents
+        if here and isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.obj):
+            item.obj = bounded(item.obj)
 
 
 def bounded(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
