@@ -26,13 +26,18 @@ All = Annotated[bool, typer.Option("--all", help="Every node.")]
 
 
 async def _decided(work: Coroutine[Any, Any, None]) -> None:
-    """A node that does not run or come up is a failed operation here, not an unknown outcome as over the wire."""
+    """A node that does not run or come up is a failed operation here, not an unknown outcome as over the wire; so is a
+    file that cannot be read or written."""
     try:
         await work
     except TenfoldError as error:
         if error.code in CALLERS_MISTAKES:
             raise
         fail(Exit.FAILED, f"{error_name(error.code)}: {error.message}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        fail(Exit.FAILED, f"{error.filename}: {error.strerror}")
 
 
 @app.command()
