@@ -11,6 +11,7 @@ import json
 import random
 import sys
 import tempfile
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -97,36 +98,32 @@ async def batches(rounds: int, seconds: float) -> list[Finding]:
     """Batches of 100 from 16 callers on three nodes: against our own log alone, and against etcd where it is installed."""
     load = Batches(seed=2)
     seen: list[dict[str, float]] = []
-    with tempfile.TemporaryDirectory(prefix="tenfold-bench-") as directory:
-        async with Subject(nodes=3, replicas=3) as subject:
-            ours = _batch_of(subject, load)
-            if not installed():
-                for number in range(rounds):
-                    seen.append(await _batch_round(number, subject, ours, seconds))
-            else:
-                async with EtcdCluster(Path(directory)) as cluster, EtcdClient(cluster.addresses) as client:
-                    theirs = _etcd_batch(client, load)
-                    for number in range(rounds):
-                        figures = await _batch_round(number, subject, ours, seconds)
-                        figures["etcd"] = (
-                            await _window(theirs, BATCH_CALLERS, Usage(cluster.pids), seconds)
-                        ).per_second
-                        note(f"bench: round {number + 1}: etcd {figures['etcd']:,.0f} puts/s")
-                        seen.append(figures)
+    async with AsyncExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="tenfold-bench-")))
+        subject = await stack.enter_async_context(Subject(nodes=3, replicas=3))
+        ours = _batch_of(subject, load)
+        etcd = await _etcd(stack, directory, load) if installed() else None
+        for number in range(rounds):
+            figures = {"log_alone": await log_alone(seconds, directory)}
+            found = await _window(ours, BATCH_CALLERS, subject.usage(), seconds)
+            figures |= {
+                "tenfold": found.per_second,
+                "nodes_cpu_us": found.nodes_cpu_us,
+                "client_cpu_us": found.client_cpu_us,
+            }
+            if etcd is not None:
+                figures["etcd"] = (await _window(etcd[0], BATCH_CALLERS, etcd[1], seconds)).per_second
+            seen.append(figures)
+            told = ", ".join(
+                f"{name} {figures[name]:,.0f}" for name in ("log_alone", "tenfold", "etcd") if name in figures
+            )
+            note(f"bench: round {number + 1}, puts/s: {told}")
     against_log = ratio("batches of 100, against the log alone", FLOOR_RATIO_MIN, "tenfold", "log_alone", seen)
     name = "batches of 100, against etcd's Txn"
     if not installed():
         missing = "etcd is not installed (package etcd-server)"
         return [against_log, Finding(name, "times", ETCD_RATIO_MIN, at_least=True, skipped=missing)]
     return [against_log, ratio(name, ETCD_RATIO_MIN, "tenfold", "etcd", seen)]
-
-
-async def _batch_round(number: int, subject: Subject, ours: Operation, seconds: float) -> dict[str, float]:
-    figures = {"log_alone": await log_alone(seconds)}
-    found = await _window(ours, BATCH_CALLERS, subject.usage(), seconds)
-    figures |= {"tenfold": found.per_second, "nodes_cpu_us": found.nodes_cpu_us, "client_cpu_us": found.client_cpu_us}
-    note(f"bench: round {number + 1}: log alone {figures['log_alone']:,.0f}, tenfold {found.per_second:,.0f} puts/s")
-    return figures
 
 
 def _batch_of(subject: Subject, load: Batches) -> Operation:
@@ -137,12 +134,16 @@ def _batch_of(subject: Subject, load: Batches) -> Operation:
     return operation
 
 
-def _etcd_batch(client: EtcdClient, load: Batches) -> Operation:
+async def _etcd(stack: AsyncExitStack, directory: Path, load: Batches) -> tuple[Operation, Usage]:
+    """The same operation on an etcd cluster that lives until `stack` ends, and what its nodes use."""
+    cluster = await stack.enter_async_context(EtcdCluster(directory))
+    client = await stack.enter_async_context(EtcdClient(cluster.addresses))
+
     async def operation() -> int:
         await client.put_all(load.pairs(BATCH))
         return BATCH
 
-    return operation
+    return operation, Usage(cluster.pids)
 
 
 async def _window(operation: Operation, callers: int, usage: Usage, seconds: float) -> Measurement:
@@ -152,9 +153,9 @@ async def _window(operation: Operation, callers: int, usage: Usage, seconds: flo
     return found
 
 
-async def log_alone(seconds: float) -> float:
+async def log_alone(seconds: float, directory: Path) -> float:
     """Operations per second of the storage log by itself: append, CRC, fdatasync, batches of 100, in one process."""
-    command = [sys.executable, "-m", "node.storage.floor", "--seconds", str(seconds)]
+    command = [sys.executable, "-m", "node.storage.floor", "--seconds", str(seconds), "--dir", str(directory)]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     written, _ = await process.communicate()
     if process.returncode != 0:
@@ -216,6 +217,9 @@ async def memory(keys: int = MEMORY_KEYS) -> Finding:
                     note(f"bench: {start:,} of {keys:,} keys")
 
         await asyncio.gather(*(loader() for _ in range(MEMORY_CALLERS)))
+        held = await subject.client.kv.count()
+        if held != keys:
+            raise RuntimeError(f"the cluster holds {held:,} keys, not {keys:,}")
         await asyncio.sleep(IDLE_SETTLE_S)
         resident = [size / MIB for size in subject.usage().resident_bytes()]
     note(f"bench: resident {', '.join(f'{each:.0f}' for each in resident)} MiB")
