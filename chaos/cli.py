@@ -137,12 +137,18 @@ async def _nemesis_kill(directory: Path, duration: str, seed: int | None, out: P
 
 
 async def _until_signalled(work: Coroutine[Any, Any, R]) -> R:
-    """Runs `work`; SIGTERM and SIGINT cancel it, so that whatever it has to undo is undone."""
+    """Runs `work`. The first SIGTERM or SIGINT cancels it, and no other keeps it from undoing what it has to undo."""
     task = asyncio.current_task()
     assert task is not None
     loop = asyncio.get_running_loop()
+
+    def interrupt() -> None:
+        if not task.cancelling():
+            task.cancel()
+            note("interrupted; undoing what was done to the cluster")
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, interrupt)
     try:
         return await work
     except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 FIRST_S = 1.0
-INTERVAL_S = (1.8, 2.4)
+INTERVAL_S = (1.5, 2.1)
 DOWN_S = (0.1, 0.4)
 LEADER_SHARE = 0.6
 
