@@ -1,0 +1,82 @@
+"""What `status` and `ring` make of the nodes' answers, above all of those that are missing."""
+
+from __future__ import annotations
+
+import pytest
+
+from client.cli import cluster_view as view
+from cluster.local.launcher import Condition
+from cluster.local.local_cluster import NodeStatus
+from cluster.ring.shard_map import first_map
+from proto.gen import node_pb2
+
+MEMBERS = [(f"n{i}", f"127.0.0.1:{7000 + i}", "") for i in (1, 2, 3)]
+MAP = first_map(bytes(16), MEMBERS, 1, 3)
+
+
+def says(node: str, *replicas: node_pb2.ReplicaStatus) -> NodeStatus:
+    reply = node_pb2.StatusReply(node=node, replicas=replicas, resident_bytes=3 << 20, cpu_seconds=1.25)
+    return NodeStatus(node, "", f"127.0.0.1:700{node[1]}", Condition.RUNNING, 100, reply)
+
+
+def silent(node: str, condition: Condition) -> NodeStatus:
+    return NodeStatus(node, "z", "127.0.0.1:7009", condition, None if condition is Condition.DOWN else 9, None)
+
+
+def replica(role: str, applied: int, commit: int, term: int = 4, quarantine: str = "") -> node_pb2.ReplicaStatus:
+    return node_pb2.ReplicaStatus(
+        shard=1, role=role, term=term, applied_index=applied, commit_index=commit, quarantine=quarantine
+    )
+
+
+def test_lag_is_counted_to_the_highest_commit_known() -> None:
+    statuses = [
+        says("n1", replica("leader", 95, 100)),
+        says("n2", replica("follower", 60, 90)),
+        says("n3", replica("quarantined", 0, 0, quarantine="crc of record 5")),
+    ]
+    meta, shard = view.ring_documents(MAP, statuses)
+    assert meta["leader"] is None and meta["applied_index"] is None and meta["lag"] is None
+    assert (shard["leader"], shard["term"], shard["applied_index"], shard["lag"]) == ("n1", 4, 95, 100)
+    assert {each["node"]: each["lag"] for each in shard["replicas"]} == {"n1": 5, "n2": 40, "n3": 100}
+    row = view.ring_row(shard)
+    assert "n3!" in str(row[3]).split() and row[2] == "n1"
+
+
+def test_a_replica_whose_node_is_silent_is_marked_and_does_not_count() -> None:
+    statuses = [says("n1", replica("leader", 7, 7)), silent("n2", Condition.PAUSED), silent("n3", Condition.DOWN)]
+    _, shard = view.ring_documents(MAP, statuses)
+    assert shard["lag"] == 0
+    assert sorted(str(view.ring_row(shard)[3]).split()) == ["(n2)", "(n3)", "n1"]
+    _, none = view.ring_documents(MAP, [silent("n1", Condition.DOWN)])
+    assert view.ring_row(none)[2:] == ["-", " ".join(f"({r.node})" for r in MAP.shards[1].replicas), "-", "-"]
+
+
+def test_the_arc_is_shown_by_its_first_and_last_hash() -> None:
+    shard = view.ring_documents(first_map(bytes(16), MEMBERS, 2, 1), [])[2]
+    assert shard["arc"] == ["8" + "0" * 15, "f" * 16]
+    assert view.ring_row(shard)[1] == "80000000..ffffffff"
+
+
+def test_status_rows_have_a_cell_for_every_column() -> None:
+    for status in (
+        says("n1", replica("leader", 1, 1)),
+        silent("n2", Condition.DOWN),
+        silent("n2", Condition.PAUSED),
+        silent("n2", Condition.RUNNING),
+    ):
+        assert len(view.status_row(status)) == len(view.STATUS_COLUMNS)
+    told = dict(zip(view.STATUS_COLUMNS, view.status_row(says("n1", replica("leader", 1, 1))), strict=True))
+    assert (told["leads"], told["replicas"], told["memory"], told["trouble"]) == (1, 1, "3.0 MiB", "")
+    ill = says("n1", replica("quarantined", 0, 0, quarantine="torn"))
+    assert view.status_row(ill)[-1] == "1 quarantined"
+    assert view.node_document(ill)["quarantined"] == {"1": "torn"}
+    assert view.status_row(silent("n2", Condition.RUNNING))[-1] == "does not answer"
+    assert "replicas" not in view.node_document(silent("n2", Condition.RUNNING))
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (5 << 30, "5.0 GiB"), (9 << 50, "9216.0 TiB")]
+)
+def test_sizes_for_humans(count: int, shown: str) -> None:
+    assert view.size(count) == shown
