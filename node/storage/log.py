@@ -37,8 +37,8 @@ REASON_BYTES_MAX = 500
 @dataclass(slots=True)
 class RecoveredShard:
     """One shard as the log knows it. The entries follow `base_index` without a gap. The caller compares `base_index` with
-    its state: a state below it has lost something. `quarantine` is "" when good, else the reason; then the entries end
-    where the damage is, and term and vote may be too old."""
+    its state: a state below it has lost something. `quarantine` is "" when good, else the reason; then there are no entries,
+    and term and vote may be too old."""
 
     shard: int
     replica: int
@@ -295,7 +295,7 @@ def _recovered(replay: Replay) -> RecoveredShard:
         log.base_index,
         log.base_term,
         log.configuration,
-        replay.entries,
+        [] if log.quarantine else replay.entries,
         log.quarantine,
     )
 

@@ -181,25 +181,24 @@ class Recovery:
         """The rounds of one segment up to `limit`, the first round of the next one (None: unknown or none)."""
         found, path = self._found, self._segment.path
         frames, end = self._frames(file, head, HEAD_BYTES, limit)
-        tail_is_torn = True
+        followed = False  # a round was begun after the last whole one, so that one was synced
         if end < file.size() and (limit is None or not frames or frames[-1].number < limit - 1):
             later = self._search(file, head, end + 1)
             if later is not None:
                 found.suspect_all(f"{path}: damage at byte {end}, before an intact round")
                 frames += self._frames(file, head, later, limit)[0]
             elif last:
-                tail_is_torn = self._is_torn(file, head, end)
-                if not tail_is_torn or not frames:
+                followed = not self._is_blank(file, end)
+                found.cut_bytes = file.size() - end
+                if followed and not self._is_torn(file, head, end):
                     found.suspect_all(f"{path}: damage at byte {end}")
-                else:
-                    found.cut_bytes = file.size() - end
         if not frames or frames[0].kind != FrameKind.CHECKPOINT or frames[0].number != head.first_round - 1:
             found.suspect_all(f"{path}: its checkpoint is damaged")
         if limit is not None and (not frames or frames[-1].number != limit - 1):
             found.suspect_all(f"{path}: ends before round {limit - 1}")
         for position, frame in enumerate(frames):
             body = file.read(frame.offset + FRAME_BYTES, frame.length)
-            final = last and position == len(frames) - 1 and not found.cut_bytes and tail_is_torn
+            final = last and position == len(frames) - 1 and not followed
             if frame.kind == FrameKind.CHECKPOINT:
                 self._checkpoint(frame, body)
             else:
@@ -232,14 +231,15 @@ class Recovery:
             offset += SCAN_BYTES
         return None
 
+    def _is_blank(self, file: File, offset: int) -> bool:
+        """Only zeros lie from `offset` on: the size was durable, and nothing else was written."""
+        return not any(any(file.read(at, SCAN_BYTES)) for at in range(offset, file.size(), SCAN_BYTES))
+
     def _is_torn(self, file: File, head: SegmentHead, offset: int) -> bool:
         """Whether what lies from `offset` on can be the rest of a write that never ended."""
-        if not self._same_boot(head):
+        if not self._same_boot(head) or file.size() - offset < FRAME_BYTES:
             return True
-        left = file.size() - offset
-        if left < FRAME_BYTES or read_frame(file.read(offset, FRAME_BYTES), head.salt, offset) is not None:
-            return True
-        return not any(any(file.read(at, SCAN_BYTES)) for at in range(offset, file.size(), SCAN_BYTES))
+        return read_frame(file.read(offset, FRAME_BYTES), head.salt, offset) is not None
 
     def _same_boot(self, head: SegmentHead) -> bool:
         return bool(self._identity.boot_id) and head.identity.boot_id == self._identity.boot_id
@@ -250,7 +250,7 @@ class Recovery:
         found = self._found
         good = final and self._is_whole(frame, body)
         if final and not good and not same_boot:
-            found.cut_bytes = FRAME_BYTES + frame.length
+            found.cut_bytes += FRAME_BYTES + frame.length
             return
         if good:
             found.again = (frame, body)
