@@ -15,7 +15,7 @@ import pytest
 from cluster.limits import DEFAULT, Limits
 from cluster.ports import Dial
 from cluster.raft.messages import Message
-from cluster.wire.channel import dial as dial_grpc
+from cluster.wire.channel import GrpcChannel, GrpcStream
 from node.transport.peer_service import PeerService
 from node.transport.peers import Peers
 from node.transport.server import Server
@@ -74,7 +74,12 @@ class Recorder:
         self.downs: list[str] = []
         self.heartbeats: list[tuple[str, int, int, int]] = []
         self.snapshots: list[tuple[str, int, bytes]] = []
+        self.attempts = 0
         self.changed = asyncio.Event()
+
+    def attempted(self) -> None:
+        self.attempts += 1
+        self.changed.set()
 
     def on_messages(self, node: str, messages: list[tuple[int, Message]]) -> None:
         self.messages += [(node, shard, message) for shard, message in messages]
@@ -100,6 +105,11 @@ class Recorder:
         self.snapshots.append((node, header.message.shard, whole))
         return peer_pb2.SnapshotReply(accepted=True)
 
+    async def until_attempts(self, more: int) -> None:
+        """Until the links have tried so many times more to open a stream."""
+        wanted = self.attempts + more
+        await self.until(lambda: self.attempts >= wanted)
+
     async def until(self, condition: Callable[[], bool], seconds: float = 5.0) -> None:
         async with asyncio.timeout(seconds):
             while not condition():
@@ -107,16 +117,33 @@ class Recorder:
                 await self.changed.wait()
 
 
+class CountingChannel(GrpcChannel):
+    """A real channel that tells of each attempt to open a stream."""
+
+    attempted: Callable[[], None]
+
+    def stream(self, service: str, method: str) -> GrpcStream:
+        self.attempted()
+        return super().stream(service, method)
+
+
 class Station:
     """One node's transport."""
 
-    def __init__(self, name: str, incarnation: int, limits: Limits, cluster_id: bytes, port: int, dial: Dial) -> None:
+    def __init__(self, name: str, incarnation: int, limits: Limits, cluster_id: bytes, port: int, dial: Dial | None) -> None:
         self.name = name
+        self.limits = limits
         self.recorder = Recorder()
         self.spawn = Spawner()
         self.clock = SystemClock()
-        self.peers = Peers(name, cluster_id, incarnation, "", dial, self.spawn, self.clock, limits, self.recorder)
-        self.server = Server([("Peer", PeerService(self.peers))], address=f"127.0.0.1:{port}", limits=limits)
+        self.peers = Peers(
+            name, cluster_id, incarnation, "", dial or self.dial, self.spawn, self.clock, limits, self.recorder
+        ))], address=f"127.0.0.1:{port}", limits=limits)
+
+    def dial(self, address: str) -> GrpcChannel:
+        channel = CountingChannel(address, self.limits)
+        channel.attempted = self.recorder.attempted
+        return channel
 
     @property
     def address(self) -> str:
@@ -151,8 +178,7 @@ async def station() -> AsyncIterator[Callable[..., Awaitable[Station]]]:
         port: int = 0,
         dial: Dial | None = None,
     ) -> Station:
-        dialler = dial if dial is not None else functools.partial(dial_grpc, limits=limits)
-        made.append(await Station(name, incarnation, limits, cluster_id, port, dialler).start())
+        made.append(await Station(name, incarnation, limits, cluster_id, port, dial).start())
         return made[-1]
 
     yield make

@@ -68,7 +68,7 @@ async def test_a_kill_is_noticed_both_ways_and_a_return_is_used_at_once(station,
     await a.recorder.until(lambda: len(a.recorder.downs) == 2)
     assert loop.time() - killed < 0.3, "the dialled and the accepted stream both break with the process"
     await peer.process.wait()
-    await asyncio.sleep(0.7)  # our own attempts go on meanwhile
+    await a.recorder.until_attempts(4)
     a.recorder.heartbeats.clear()
     again = await start(a.address, 2, peer.port)
     back = loop.time()
@@ -89,7 +89,7 @@ async def test_a_return_is_noticed_by_our_own_attempts_too(station, start) -> No
     peer.signal(signal.SIGKILL)
     await a.recorder.until(lambda: a.recorder.downs == ["b"])
     await peer.process.wait()
-    await asyncio.sleep(1.3)  # grpc's default backoff would have passed a second by now
+    await a.recorder.until_attempts(8)  # grpc's default backoff would have passed a second by now
     await start("127.0.0.1:1", 2, peer.port)
     back = loop.time()
     await a.recorder.until(lambda: a.peers.up() == ["b"])

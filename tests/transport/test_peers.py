@@ -240,7 +240,7 @@ async def test_the_dialler_refuses_one_who_is_not_whom_it_dialled(station, made,
         async with asyncio.timeout(5):
             while not any(line["peer"] == "b" and why in line.get("problem", "") for line in logs):
                 await asyncio.sleep(0.01)
-        await asyncio.sleep(0.5)  # two more attempts: no more lines
+        await a.recorder.until_attempts(3)  # and no more lines
     assert len([line for line in logs if line["peer"] == "b" and why in line.get("problem", "")]) == 1
     assert a.peers.up() == [] and a.recorder.ups == []
 

@@ -189,10 +189,17 @@ async def test_a_peer_that_goes_breaks_the_sending_and_the_next_one_follows_it_t
 
 
 async def test_closing_breaks_a_sending(station) -> None:
-    a, _ = await two(station)
+    a, b = await two(station)
+    entered = asyncio.Event()
+
+    async def on_snapshot(node, header, chunks):
+        async for _ in chunks:
+            entered.set()
+
+    b.recorder.on_snapshot = on_snapshot
     endless = (b"x" * 1000 for _ in iter(int, 1))
     sending = asyncio.ensure_future(a.peers.send_snapshot("b", header(), endless))
-    await asyncio.sleep(0.05)
+    await entered.wait()
     await a.peers.close()
     with pytest.raises(ChannelBroken):
         await sending
