@@ -64,7 +64,7 @@ TABLE: dict[Code, Row] = {
     Code.OK: Row(True, False, Refresh.NOTHING, "done"),
     Code.INVALID_ARGUMENT: Row(True, False, Refresh.NOTHING, "a field is missing, malformed or over its bound"),
     Code.WRONG_CLUSTER: Row(True, False, Refresh.NOTHING, "the request names another cluster"),
-    Code.INVALID_CURSOR: Row(True, False, Refresh.NOTHING, "the cursor or token is malformed or of another cluster or query"),
+    Code.INVALID_CURSOR: Row(True, False, Refresh.NOTHING, "the cursor or token is malformed or foreign"),
     Code.UNKNOWN_CAPABILITY: Row(True, False, Refresh.NOTHING, "this cluster does not serve that capability"),
     Code.CROSS_SHARD: Row(True, False, Refresh.NOTHING, "the keys lie in several shards; use one hash tag in {braces}"),
     Code.VERSION_MISMATCH: Row(True, False, Refresh.NOTHING, "the key's version is not the expected one"),

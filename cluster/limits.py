@@ -75,7 +75,7 @@ class Limits:
     snapshots_sending_max: int = bound(2, 1, 2)  # per node
     snapshot_deadline_ms: int = bound(120_000, 1000, 120_000)  # one transfer, from the first chunk to the answer
     peer_hello_ms: int = bound(1000, 100, 1000)  # to connect and be greeted; then the attempt is given up
-    keepalive_ms: int = bound(4000, 200, 4000)  # silence before a ping; unanswered for twice that, the connection is dead
+    keepalive_ms: int = bound(4000, 200, 4000)  # silence before a ping; twice that unanswered: dead
     # storage
     segment_bytes: int = bound(64 * MIB, 2 * KIB, 64 * KIB)
     flush_log_bytes: int = bound(32 * MIB, 1 * KIB, 32 * KIB)  # state is flushed after so many log bytes

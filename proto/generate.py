@@ -36,10 +36,14 @@ def main(arguments: list[str]) -> int:
         names = sorted(path.name for path in made.iterdir())
         if arguments:
             here = sorted(p.name for p in (PROTO / "gen").glob("*_pb2.py*"))
-            differing = [n for n in names if n not in here or not filecmp.cmp(made / n, PROTO / "gen" / n, shallow=False)]
+            differing = [
+                n for n in names if n not in here or not filecmp.cmp(made / n, PROTO / "gen" / n, shallow=False)
+            ]
             differing += [n for n in here if n not in names]
             if differing:
-                print(f"proto/gen differs from proto/*.proto: {', '.join(differing)}; run `make proto`", file=sys.stderr)
+                print(
+                    f"proto/gen differs from proto/*.proto: {', '.join(differing)}; run `make proto`", file=sys.stderr
+                )
                 return 1
             return 0
         for old in (PROTO / "gen").glob("*_pb2.py*"):
