@@ -130,7 +130,9 @@ class CountingChannel(GrpcChannel):
 class Station:
     """One node's transport."""
 
-    def __init__(self, name: str, incarnation: int, limits: Limits, cluster_id: bytes, port: int, dial: Dial | None) -> None:
+    def __init__(
+        self, name: str, incarnation: int, limits: Limits, cluster_id: bytes, port: int, dial: Dial | None
+    ) -> None:
         self.name = name
         self.limits = limits
         self.recorder = Recorder()
@@ -138,7 +140,8 @@ class Station:
         self.clock = SystemClock()
         self.peers = Peers(
             name, cluster_id, incarnation, "", dial or self.dial, self.spawn, self.clock, limits, self.recorder
-        ))], address=f"127.0.0.1:{port}", limits=limits)
+        )
+        self.server = Server([("Peer", PeerService(self.peers))], address=f"127.0.0.1:{port}", limits=limits)
 
     def dial(self, address: str) -> GrpcChannel:
         channel = CountingChannel(address, self.limits)
