@@ -13,7 +13,7 @@ MIB = 1024 * KIB
 
 def bound(default: int, low: int, high: int) -> int:
     """A dataclass field with its default and the range that tests draw from."""
-    return field(default=default, metadata={"test_range": (low, high)})  # type: ignore[no-any-return]
+    return field(default=default, metadata={"test_range": (low, high)})
 
 
 @dataclass(frozen=True, slots=True)
