@@ -23,6 +23,14 @@ def broadcast_heartbeat(state: State) -> None:
         send_heartbeat(state, peer)
 
 
+def send_round(state: State) -> None:
+    """A heartbeat to each follower for which nothing with the current stamp is on its way."""
+    state.round_due = False
+    for peer in state.peers:
+        if state.progress[peer].sent < state.stamp:
+            send_heartbeat(state, peer)
+
+
 def quorum_stamp(state: State) -> int:
     """Messages sent at this stamp or later were answered by a quorum; the leader answers itself."""
     own = state.stamp

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.raft import read_index, replication
+from cluster.raft import heartbeat, replication
 from cluster.raft.messages import HardState, Ready
 from cluster.raft.state import State
 from cluster.types import Role
@@ -20,7 +20,7 @@ def has_ready(state: State) -> bool:
         or state.handed_vote != state.vote
         or bool(state.read_states)
         or state.snapshot is not None
-        or (bool(state.reads) and read_index.round_due(state))
+        or state.round_due
     )
 
 
@@ -29,8 +29,8 @@ def ready(state: State) -> Ready:
     if state.role is Role.LEADER:
         if state.replicate_due:
             replication.replicate(state)
-        if state.reads:
-            read_index.send_round(state)
+        if state.round_due:
+            heartbeat.send_round(state)
     result = Ready()
     log = state.log
     if log.handed_index < log.last_index:

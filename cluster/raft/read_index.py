@@ -24,6 +24,7 @@ def _start(state: State, context: int) -> None:
     if state.peers:
         # Whatever carries this stamp has not left yet: the stamp moves on whenever messages leave.
         state.reads.append((state.stamp, read))
+        state.round_due = True
     else:
         state.read_states.append(read)
 
@@ -33,18 +34,6 @@ def term_committed(state: State) -> None:
     for context in state.early_reads:
         _start(state, context)
     state.early_reads.clear()
-
-
-def round_due(state: State) -> bool:
-    return bool(state.reads) and state.reads[-1][0] > min(state.progress[peer].sent for peer in state.peers)
-
-
-def send_round(state: State) -> None:
-    """A heartbeat to each follower that gets nothing else with the stamp of the newest read."""
-    stamp = state.reads[-1][0]
-    for peer in state.peers:
-        if state.progress[peer].sent < stamp:
-            heartbeat.send_heartbeat(state, peer)
 
 
 def confirm(state: State) -> None:

@@ -43,10 +43,11 @@ def wake(state: State) -> None:
     state.silent = False
     state.idle_elapsed = 0
     if state.role is Role.LEADER:
-        # The clock stood still, so answers to what was sent before say nothing about a lease.
+        # It stopped its clock, so answers to what was sent before say nothing about a lease.
         state.stamp += 1
         state.lease_floor = state.stamp
         state.quorum_floor = state.clock
-        heartbeat.broadcast_heartbeat(state)
+        state.heartbeat_elapsed = 0
+        state.round_due = True
     else:
         draw_timeout(state)

@@ -71,6 +71,7 @@ class State:
         "replica",
         "replicate_due",
         "role",
+        "round_due",
         "settings",
         "silent",
         "snapshot",
@@ -136,6 +137,7 @@ class State:
         self.lease_floor = 0
         self.quorum_floor = 0
         self.replicate_due = False
+        self.round_due = False  # every follower gets something in the next Ready, a heartbeat if nothing else
         self.transferring = 0
         self.transfer_elapsed = 0
         self.transfer_sent = False
@@ -226,7 +228,7 @@ def become_leader(state: State) -> None:
 def leave_leadership(state: State) -> None:
     state.progress = {}
     state.term_start = NEVER
-    state.replicate_due = False
+    state.replicate_due = state.round_due = False
     state.transferring = 0
     state.transfer_sent = False
     # It promised itself nothing as a leader, and its lease ends here.

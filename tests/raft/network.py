@@ -152,6 +152,7 @@ class Replica:
         log = self.core.log
         self.pending = (ready, log.last_index, log.last_term)
         assert ready.must_sync == bool(ready.entries or ready.hard_state or ready.snapshot)
+        self.cluster.say(f"{self.replica} writes {_written(ready)}")
         for message in ready.messages_now:
             assert message.kind in LEADER_KINDS and message.term == self.durable.hard_state.term, (
                 f"{message!r} too early"
@@ -173,6 +174,7 @@ class Replica:
         for message in ready.messages_after:
             self.cluster.send(self, message)
         for each in ready.committed:
+            self.cluster.say(f"{self.replica} applies {each!r}")
             self.cluster.laws.applied(each)
             self.machine.apply(each)
             assert each.index <= self.durable.last_index, "applied before it was durable here"
@@ -182,6 +184,7 @@ class Replica:
             expected = self.reads.pop(read.context)
             assert read.index == -1 or read.index >= expected, f"a read of {read.index} misses commit {expected}"
             self.answers[read.context] = read.index
+            self.cluster.say(f"{self.replica} answers read {read.context} at {read.index}")
         return True
 
     def _write(self, ready: Ready, records: int) -> None:
@@ -225,6 +228,14 @@ class Replica:
             assert self.core.snapshot is snapshot, "installed a snapshot it did not want"
 
 
+def _written(ready: Ready) -> str:
+    hard = ready.hard_state
+    parts = [f"snapshot {ready.snapshot.index}/{ready.snapshot.term}"] if ready.snapshot else []
+    parts += [f"term={hard.term} vote={hard.vote} commit={hard.commit}"] if hard else []
+    parts += [repr(each) for each in ready.entries]
+    return ", ".join(parts) or "nothing"
+
+
 LEADER_KINDS = (MessageKind.APPEND, MessageKind.HEARTBEAT, MessageKind.SNAPSHOT, MessageKind.TIMEOUT_NOW)
 
 
@@ -240,6 +251,7 @@ class Cluster:
         self.lose: Callable[[Message], bool] = lambda message: False  # asked about every message sent
         self.in_step = True  # clocks keep step but for the slow ones, so leases hold
         self.slow: set[int] = set()  # these clocks lose one tick in ten
+        self.trace: list[str] | None = None  # what happened, one line each, for the transcripts
         self.rounds = 0
         self.contexts = 0
         self.laws = Laws(voters)
@@ -247,6 +259,10 @@ class Cluster:
 
     def __getitem__(self, replica: int) -> RaftCore:
         return self.replicas[replica].core
+
+    def say(self, line: str) -> None:
+        if self.trace is not None:
+            self.trace.append(line)
 
     def next_context(self) -> int:
         self.contexts += 1
@@ -275,7 +291,9 @@ class Cluster:
                 sender.core.snapshot_finished(message.receiver, 0, False)
                 return
             message.log_term = term
-        if (sender.replica, message.receiver) in self.cut or self.lose(message):
+        lost = (sender.replica, message.receiver) in self.cut or self.lose(message)
+        self.say(f"  {message!r}" + (" (lost)" if lost else ""))
+        if lost:
             self._snapshot_finished(message, False)
         else:
             self.mail.append((copied(message), state))

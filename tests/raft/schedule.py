@@ -62,7 +62,7 @@ def _drop(cluster: Cluster, a: int, b: int) -> None:
 def _propose(cluster: Cluster, a: int, b: int) -> None:
     if replica := leading(cluster, a):
         number = cluster.next_context()
-        replica.propose(*(bytes([number % 251, position]) * (1 + b % 9) for position in range(1 + b % 3)))
+        replica.propose(*(bytes([number % 251, position]) * (1 + b % 9) for position in range(1 + b % 7)))
 
 
 def _read(cluster: Cluster, a: int, b: int) -> None:
@@ -161,8 +161,8 @@ def _wake(cluster: Cluster, a: int, b: int) -> None:
 WEIGHTS: dict[Callable[[Cluster, int, int], None], int] = {
     _work: 28,
     _tick: 12,
-    _begin: 4,
-    _finish: 4,
+    _begin: 8,
+    _finish: 5,
     _deliver: 12,
     _drop: 3,
     _propose: 10,

@@ -16,7 +16,7 @@ from tests.raft.schedule import WEIGHTED, Action, converge, perform, perform_out
 
 TINY = st.fixed_dictionaries(
     {
-        "election_ticks_min": st.just(6),
+        "election_ticks_min": st.sampled_from([6, 7]),
         "election_ticks_max": st.integers(8, 14),
         "heartbeat_ticks": st.integers(1, 2),
         "idle_ticks": st.integers(2, 6),
@@ -44,7 +44,7 @@ def test_laws_hold_on_drawn_schedules(voters: int, tiny: dict[str, int], seed: i
 
 def drawn_limits(chance: random.Random) -> dict[str, int]:
     return {
-        "election_ticks_min": 6,
+        "election_ticks_min": chance.choice([6, 7]),
         "election_ticks_max": chance.randrange(8, 15),
         "heartbeat_ticks": chance.randrange(1, 3),
         "idle_ticks": chance.randrange(2, 7),
@@ -57,14 +57,14 @@ def drawn_limits(chance: random.Random) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(40))
 def test_laws_hold_on_long_schedules(seed: int) -> None:
-    """Longer than Hypothesis draws, in calm and wild phases; every third run with a slow clock among the good ones, every
+    """Longer than Hypothesis draws, in calm and wild phases; every other run with slow clocks among the good ones, every
     fourth with clocks that keep no step at all."""
     chance = random.Random(seed)
     cluster = Cluster(chance.choice([3, 3, 5]), seed, **drawn_limits(chance))
-    if seed % 3 == 0:
-        cluster.slow.add(chance.choice(cluster.configuration.voters))
+    if seed % 2 == 0:
+        cluster.slow = {chance.choice(cluster.configuration.voters), chance.choice(cluster.configuration.voters)}
     act = perform_out_of_step if seed % 4 == 3 else perform
     for _ in range(3):
         for _ in range(250):
