@@ -2,7 +2,8 @@
 
 Laws: a map is replaced only by one of a higher epoch of the same cluster. A leader is a guess: the preferred replica first, then
 what NotLeader replies say, and after a failure the next replica of the list. A node that just failed is passed over for a
-second, so that the hints of followers who have not noticed yet do not lead back to it.
+while, so that the hints of followers who have not noticed yet do not lead back to it: briefly if its connection broke, which
+costs little to find out again, longer if it hangs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from cluster.ports import Channel, ChannelBroken, Dial, Random
 from cluster.ring import ring
 from proto.gen import meta_pb2, node_pb2
 
-DOWN_S = 1.0
+BROKEN_S = 0.1
+HANGING_S = 1.0
 FIRST_MAP_S = 1.0
 REFRESH_S = 0.5
 
@@ -156,9 +158,9 @@ class Router:
         self._pass_over(shard, node)
         return False
 
-    def failed(self, node: str) -> None:
-        """A call to `node` broke or was not answered in time."""
-        self._down_until[node] = self._clock.monotonic() + DOWN_S
+    def failed(self, node: str, *, hangs: bool) -> None:
+        """The connection to `node` broke, or it did not answer in time."""
+        self._down_until[node] = self._clock.monotonic() + (HANGING_S if hangs else BROKEN_S)
 
     def _pass_over(self, shard: int, node: str) -> None:
         if self.leader(shard) != node:

@@ -220,7 +220,7 @@ class _ShardStream:
             except (ChannelBroken, TimeoutError, TenfoldError) as failure:
                 error, _ = of_call(failure)
                 if error.code is Code.UNAVAILABLE:
-                    router.failed(node)
+                    router.failed(node, hangs=False)
             late = error.code in (Code.DEADLINE_PASSED, Code.DEADLINE_EXCEEDED)
             if not error.retriable and not late:
                 raise error

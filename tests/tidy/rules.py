@@ -22,6 +22,7 @@ ADAPTERS = (
     "node/storage/disk.py",
     "node/storage/rocks_state.py",
     "client/cli/",
+    "client/sync.py",
     "tests/",
 )
 """Where the machine's own loop, threads and processes are met; the simulator replaces all of it."""
