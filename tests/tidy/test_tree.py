@@ -122,6 +122,7 @@ def test_heavy_folders_explain_themselves() -> None:
         "node",
         "node/storage",
         "node/machines",
+        "node/transport",
         "client",
         "client/bench",
         "chaos",
