@@ -19,7 +19,7 @@ Quick = Annotated[bool, typer.Option("--quick", help="Short windows: to see it r
 
 
 @app.command("replication")
-def replication_command(json_wanted: Json = False, out: Out = Path("tenfold-bench"), quick: Quick = False) -> None:
+def replication_command(json_wanted: Json = False, out: Out = Path("build/bench"), quick: Quick = False) -> None:
     """Replication factor 1, 3, 5 by callers and batch size, and reads by consistency. Under ten minutes."""
     run_command(_replication(Output(json_wanted), out, replication.QUICK if quick else replication.FULL))
 
@@ -42,7 +42,7 @@ async def _replication(output: Output, out: Path, plan: replication.Plan) -> Non
 @app.command("peers")
 def peers_command(
     json_wanted: Json = False,
-    out: Out = Path("tenfold-bench"),
+    out: Out = Path("build/bench"),
     quick: Quick = False,
     memory: Annotated[bool, typer.Option("--memory", help="Also load a million keys and weigh the nodes.")] = False,
     only: Annotated[str, typer.Option("--only", help="Only this part: batches, singles, idle or memory.")] = "",
