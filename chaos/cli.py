@@ -75,8 +75,8 @@ async def _run_kill(
     output.result(document, report.summary(outcome.judgement, directory / experiment.REPORT))
     if outcome.never_healed:
         note(f"error: never healed: {outcome.never_healed}; the cluster's files are in {directory / 'cluster'}")
-        return Exit.NEVER_HEALED
-    return experiment.exit_code(outcome.judgement)
+    code = experiment.exit_code(outcome.judgement)
+    return Exit.NEVER_HEALED if outcome.never_healed and code != Exit.FAILED else code
 
 
 @app.command()

@@ -158,7 +158,7 @@ def _conclude(judgement: Judgement, directory: Path, healed: bool) -> int:
     for line in report.summary(judgement, directory / REPORT).splitlines():
         say(f"  {line}")
     say("")
-    if not healed:
+    if not healed and judgement.result.verdict is not Verdict.VIOLATION:
         return Exit.NEVER_HEALED
     if judgement.result.verdict is not Verdict.OK or judgement.result.faults < KILLS:
         note(f"error: verdict {judgement.result.verdict}, {judgement.result.faults} of {KILLS} kills")

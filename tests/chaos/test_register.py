@@ -226,7 +226,7 @@ def damage(operations: list[Operation], chance: random.Random) -> None:
         victim.version = chance.choice([chance.randrange(1, 12), *versions])
 
 
-@settings(max_examples=4000)
+@settings(max_examples=2500)
 @given(CHANCE, st.integers(1, 6), st.integers(1, 4), st.booleans(), st.sampled_from([0.0, 0.1, 0.3]), st.integers(0, 2))
 def test_the_checker_agrees_with_the_naive_judge(
     chance: random.Random, size: int, processes: int, deletes: bool, unknown: float, damages: int
