@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Coroutine
-from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from cluster.limits import Limits
@@ -51,6 +50,9 @@ class ShardModel:
     def last(self) -> int:
         return max(self.entries, default=self.base)
 
+    def copy(self) -> ShardModel:
+        return ShardModel(self.replica, replace(self.hard), self.base, dict(self.entries), dict(self.terms))
+
     def take(self, addition: ShardRound) -> None:
         if addition.base is not None:
             self.base = addition.base.index
@@ -63,7 +65,7 @@ class ShardModel:
             self.entries[entry.index] = entry
             self.terms[entry.index] = entry.term
         if addition.hard_state is not None:
-            self.hard = deepcopy(addition.hard_state)
+            self.hard = replace(addition.hard_state)
 
     def matches(self, found: RecoveredShard, released: int = 0) -> str:
         """ "" when `found` is this state, but for entries at or below `released`; else what differs."""
@@ -134,8 +136,9 @@ def begun(log: Log, shards: int = 3) -> Model:
 
 
 def after_round(model: Model, rounds: list[ShardRound]) -> Model:
-    changed = deepcopy(model)
+    changed = dict(model)
     for addition in rounds:
+        changed[addition.shard] = changed[addition.shard].copy()
         changed[addition.shard].take(addition)
     return changed
 

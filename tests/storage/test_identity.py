@@ -1,0 +1,98 @@
+"""Files say what they are and whose; a small file is replaced whole or not at all."""
+
+from __future__ import annotations
+
+import random
+import struct
+from zlib import crc32
+
+import pytest
+
+from cluster.errors import Code
+from cluster.ports import StorageFailed
+from node.storage import identity as module
+from node.storage.identity import BYTES, LOG, SEALED, DamagedIdentity, ForeignFile, Identity, Sealed, read_identity
+from node.storage.memory import ForgettingDisk, MemoryDisk
+from tests.storage.storage_world import DyingDisk, PowerCut, drive
+
+MINE = Identity(bytes(range(16)), "n1", "boot-1")
+
+
+def test_it_comes_back_and_the_boot_id_may_differ() -> None:
+    data = MINE.encode(LOG) + b"more"
+    assert len(MINE.encode(LOG)) == BYTES
+    assert read_identity(LOG, data, "p", Identity(MINE.cluster_id, "n1", "boot-2")) == MINE
+
+
+def test_a_newer_format_is_refused_with_both_numbers() -> None:
+    head = bytearray(MINE.encode(LOG)[:-4])
+    struct.pack_into("<I", head, 8, 7)
+    with pytest.raises(ForeignFile, match=r"log/1: format 7 is newer than 1") as refusal:
+        read_identity(LOG, bytes(head) + struct.pack("<I", crc32(head)), "log/1", MINE)
+    assert refusal.value.code is Code.INVALID_ARGUMENT and refusal.value.details["found"] == 7
+
+
+@pytest.mark.parametrize(
+    "expected, values",
+    [
+        (Identity(b"\xaa" * 16, "n1"), (bytes(range(16)).hex(), "aa" * 16)),
+        (Identity(bytes(range(16)), "n2"), ("n1", "n2")),
+    ],
+)
+def test_another_clusters_or_nodes_file_is_refused(expected: Identity, values: tuple[str, str]) -> None:
+    with pytest.raises(ForeignFile) as refusal:
+        read_identity(LOG, MINE.encode(LOG), "some/path", expected)
+    assert refusal.value.code is Code.WRONG_CLUSTER
+    for named in ("some/path", *values):
+        assert named in refusal.value.message
+
+
+def test_every_flipped_bit_and_every_short_head_is_damage() -> None:
+    whole = MINE.encode(LOG)
+    for bit in range(0, len(whole) * 8, 5):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(DamagedIdentity):
+            read_identity(LOG, bytes(damaged), "p", MINE)
+    for size in range(len(whole)):
+        with pytest.raises(DamagedIdentity):
+            read_identity(LOG, whole[:size], "p", MINE)
+    with pytest.raises(DamagedIdentity):
+        read_identity(SEALED, whole, "p", MINE)
+
+
+def test_a_sealed_file_is_the_old_or_the_new_one_after_any_power_cut() -> None:
+    for steps in range(1, 12):
+        for seed in range(12):
+            medium = ForgettingDisk()
+            Sealed(medium.attach(), "facts").read(MINE)
+            drive(Sealed(medium.attach(), "facts").write(MINE, b"old"))
+            dying = DyingDisk(medium.attach(), steps, after=bool(seed % 2))
+            ended = False
+            try:
+                drive(Sealed(dying, "facts").write(MINE, b"new"))
+                ended = True
+            except PowerCut:
+                pass
+            medium.crash(random.Random(seed))
+            found = Sealed(medium.attach(), "facts").read(MINE)
+            assert found == b"new" if ended else found in (b"old", b"new")
+            drive(Sealed(medium.attach(), "facts").write(MINE, b"newer"))
+            assert Sealed(medium.attach(), "facts").read(MINE) == b"newer"
+
+
+def test_a_damaged_sealed_file_is_not_read() -> None:
+    disk = MemoryDisk()
+    sealed = Sealed(disk, "facts")
+    assert sealed.read(MINE) is None
+    drive(sealed.write(MINE, b"body"))
+    size = disk.open("facts").size()
+    for byte in range(size):
+        disk.medium.flip("facts", byte * 8 + 2)
+        with pytest.raises((StorageFailed, ForeignFile)):
+            sealed.read(MINE)
+        disk.medium.flip("facts", byte * 8 + 2)
+    disk.open("facts", writable=True).truncate(BYTES + 2)
+    with pytest.raises(StorageFailed):
+        sealed.read(MINE)
+    assert set(module.FORMATS.values()) == {1}
