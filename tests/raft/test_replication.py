@@ -48,6 +48,32 @@ def test_appends_before_the_sync_acknowledgements_after_it() -> None:
     assert solo.core.commit_index == 2
 
 
+def test_nothing_leaves_early_in_a_term_that_is_not_durable() -> None:
+    """Thesis 10.2.1 assumes that the leader's term and vote are: after a crash it could vote for another in that term."""
+    solo = Solo()
+    solo.time_out()
+    solo.core.step(solo.message(MessageKind.PRE_VOTE_REPLY, 2, term=1))
+    solo.ready()  # votes for itself in term 1; the sync is under way
+    solo.core.step(solo.message(MessageKind.VOTE_REPLY, 2, term=1))
+    assert solo.core.role is Role.LEADER
+    ready = solo.ready()
+    assert not ready.messages_now and len(of(ready.messages_after, MessageKind.APPEND)) == 2
+    solo.persist()
+    solo.acknowledge(2)
+    solo.core.propose([entry()])
+    assert of(solo.ready().messages_now, MessageKind.APPEND)
+
+
+def test_an_acknowledgement_does_not_outlive_its_term() -> None:
+    """The entries it speaks of may be replaced before they are ever written."""
+    solo = Solo()
+    solo.core.step(solo.message(MessageKind.APPEND, 2, term=1, entries=entries(1, 1)))
+    solo.core.step(solo.message(MessageKind.APPEND, 3, term=2, entries=entries(2)))
+    ready = solo.ready()
+    assert [(m.receiver, m.term, m.index) for m in ready.messages_after] == [(3, 2, 1)]
+    assert ready.entries == entries(2)
+
+
 def test_two_followers_commit_without_the_leader() -> None:
     """Thesis 10.2.1: the leader may even commit before its own write completed; it may not apply before."""
     solo = Solo()
@@ -294,7 +320,8 @@ def test_acknowledgements_never_go_back() -> None:
     solo.acknowledge(2, index=1)
     assert solo.core.progress[2].match == 3
     solo.step(MessageKind.APPEND_REPLY, 2, reject=True, index=2, hint_index=1, hint_term=1)
-    assert solo.core.progress[2].match == 3 and solo.core.progress[2].next == 4
+    progress = solo.core.progress[2]
+    assert (progress.match, progress.next, progress.state) == (3, 4, ProgressState.REPLICATE)
 
 
 def test_heartbeats_commit_no_more_than_is_known_to_match() -> None:

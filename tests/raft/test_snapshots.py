@@ -122,6 +122,16 @@ def test_which_snapshots_are_wanted(term: int, index: int, log_term: int, wanted
     assert (solo.core.log.last_index == index) is wanted
 
 
+def test_an_old_snapshot_does_not_come_back() -> None:
+    """A late copy, below the base: its entries are unknown here, but they are committed and applied."""
+    solo = Solo(1, 1, 1, 1, commit=4, applied=4)
+    solo.core.compact(3)
+    message = solo.message(MessageKind.SNAPSHOT, index=2, log_term=1)
+    assert not solo.core.wants_snapshot(message)
+    (reply,) = solo.step(MessageKind.SNAPSHOT, index=2, log_term=1)
+    assert reply.index == 4 and solo.core.log.base_index == 3 and solo.core.applied_index == 4
+
+
 def test_a_snapshot_of_what_the_log_holds_only_commits() -> None:
     """Paper 7: what follows its last entry is kept."""
     solo = Solo(1, 1, 1, 1, commit=1)
