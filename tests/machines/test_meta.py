@@ -7,6 +7,7 @@ from typing import Any
 from cluster.errors import Code
 from cluster.ring.shard_map import first_map
 from node.machines.applier import Outcome
+from node.machines.meta import MetaMachine
 from proto.gen.entry_pb2 import Request
 from proto.gen.meta_pb2 import Member, MetaCommand, MetaQuery, MetaResult, ShardMap
 from tests.machines.shard_world import ShardWorld, tiny
@@ -46,7 +47,9 @@ def test_the_first_map_is_taken_once() -> None:
 def test_a_member_that_changes_raises_the_epoch_one_that_does_not_leaves_it() -> None:
     world = ShardWorld(tiny())
     meta(world, bootstrap=born())
-    held = known(world)
+    machine = world.applier.machines["meta"]
+    assert isinstance(machine, MetaMachine)
+    held = machine.map
     moved = Member(node="n2", address="127.0.0.1:9000", zone="a")
     for expected in (2, 2):
         outcome = meta(world, set_member=moved)
