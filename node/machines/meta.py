@@ -1,7 +1,7 @@
 """The meta machine of shard 0: the members and the shard map.
 
 Law: there is one first map for ever, and each change of the map raises its epoch by one; a command that changes nothing
-leaves the epoch alone.
+leaves the epoch alone. Nothing goes to the feed: a watch tells changes of keys, and the map has a watch of its own.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class MetaMachine:
         if command.WhichOneof("command") == "bootstrap":
             if self._map is not None:
                 raise TenfoldError(Code.ALREADY_EXISTS, f"there is a map, of epoch {self._map.epoch}")
-            return self._store(command.bootstrap, stamp, view)
-        return self._set_member(command.set_member, stamp, view)
+            return self._store(command.bootstrap, view)
+        return self._set_member(command.set_member, view)
 
-    def _set_member(self, member: Member, stamp: Stamp, view: View) -> MetaResult:
+    def _set_member(self, member: Member, view: View) -> MetaResult:
         if self._map is None:
             raise invalid("set_member", "there is no map yet")
         changed = ShardMap()
@@ -50,15 +50,14 @@ class MetaMachine:
                     return MetaResult(epoch=self._map.epoch)
                 present.CopyFrom(member)
                 changed.epoch += 1
-                return self._store(changed, stamp, view)
+                return self._store(changed, view)
         raise invalid("set_member.node", f"{member.node!r} is not a member")
 
-    def _store(self, changed: ShardMap, stamp: Stamp, view: View) -> MetaResult:
+    def _store(self, changed: ShardMap, view: View) -> MetaResult:
         # A copy: the command belongs to whoever proposed it.
         self._map = ShardMap()
         self._map.CopyFrom(changed)
         view.put(_MAP_KEY, changed.SerializeToString(deterministic=True))
-        stamp.changes.append((_MAP_KEY, changed.epoch.to_bytes(8, "big")))
         return MetaResult(epoch=changed.epoch)
 
     def query(self, request: MetaQuery, view: ReadView) -> MetaAnswer:

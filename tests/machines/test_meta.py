@@ -56,8 +56,7 @@ def test_a_member_that_changes_raises_the_epoch_one_that_does_not_leaves_it() ->
         assert outcome.code == Code.OK and MetaResult.FromString(outcome.body).epoch == expected
     assert known(world).members[1] == moved and known(world).shards == born().shards
     assert held == born(), "a map once given out does not change"
-    events, _ = world.applier.feed.read(0, b"", b"", 4096)
-    assert [int.from_bytes(event, "big") for _, _, _, event in events] == [1, 2]
+    assert world.applier.feed.read(0, b"", b"", 4096) == ([], 0), "a watch of keys has no words for the map"
 
 
 def test_a_member_that_is_not_known_is_refused() -> None:
