@@ -17,7 +17,7 @@ from tests.raft.schedule import WEIGHTED, Action, converge, perform, perform_out
 TINY = st.fixed_dictionaries(
     {
         "election_ticks_min": st.sampled_from([6, 7]),
-        "election_ticks_max": st.integers(8, 14),
+        "election_ticks_max": st.integers(10, 14),
         "heartbeat_ticks": st.integers(1, 2),
         "idle_ticks": st.integers(2, 6),
         "append_entries_max": st.integers(1, 4),
@@ -45,7 +45,7 @@ def test_laws_hold_on_drawn_schedules(voters: int, tiny: dict[str, int], seed: i
 def drawn_limits(chance: random.Random) -> dict[str, int]:
     return {
         "election_ticks_min": chance.choice([6, 7]),
-        "election_ticks_max": chance.randrange(8, 15),
+        "election_ticks_max": chance.randrange(10, 15),
         "heartbeat_ticks": chance.randrange(1, 3),
         "idle_ticks": chance.randrange(2, 7),
         "append_entries_max": chance.randrange(1, 5),
