@@ -165,7 +165,10 @@ class NodeService:
                     yield reply
                     continue
                 after = reply.index
-                await changed
+                if after < replica.applier.feed.last_index:
+                    await asyncio.sleep(0)  # a page of other keys' changes: read on, but let others run
+                else:
+                    await changed
             raise TenfoldError(Code.SHUTTING_DOWN if self.draining else Code.NOT_LEADER)
         except TenfoldError as error:
             reply = node_pb2.WatchReply(code=int(error.code), message=error.message)
