@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -65,7 +65,7 @@ def up(
 async def _up(
     given: dict[str, Any], directory: Path, foreground: bool, base_port: int | None, timeout_s: float, output: Output
 ) -> None:
-    from client.cli.foreground import stay
+    from client.cli.foreground import catch_interrupts, stay
     from cluster.local.local_cluster import LocalCluster
 
     zones = [zone.strip() for zone in given["zones"].split(",")] if given["zones"] is not None else []
@@ -84,8 +84,10 @@ async def _up(
             )
             return
         try:
-            _show_up(cluster, started, await _wait_ready(cluster, timeout_s, "the nodes were stopped"), output)
-            await stay(cluster)
+            leading = await _wait_ready(cluster, timeout_s, "the nodes were stopped")
+            asked = catch_interrupts()
+            _show_up(cluster, started, leading, output)
+            await stay(cluster, asked)
         finally:
             if cluster.layout.exists():
                 await cluster.down()
@@ -160,8 +162,7 @@ async def _down(directory: Path, purge: bool, output: Output) -> None:
     cluster = LocalCluster.at(directory)
     stopped = sorted(cluster.launcher.processes(cluster.nodes))
     killed = await cluster.down()
-    for node in killed:
-        note(f"{node} did not stop in time and was killed")
+    _note_killed(killed)
     left = await cluster.purge() if purge else []
     document = {"dir": str(cluster.layout.root), "stopped": stopped, "killed": killed, "purged": purge, "left": left}
     text = f"{len(stopped)} nodes stopped" + (", data removed" if purge else "")
@@ -256,7 +257,7 @@ async def _act(done: str, nodes: list[str] | None, every: bool, directory: Path,
         raise typer.BadParameter("give the names of nodes, or --all", param_hint="NODE")
     cluster = LocalCluster.at(directory)
     chosen = cluster.nodes if every else names(cluster.cluster, nodes or [])
-    actions = {
+    actions: dict[str, Callable[..., Coroutine[Any, Any, list[str] | None]]] = {
         "killed": cluster.kill,
         "stopped": cluster.stop,
         "paused": cluster.pause,
@@ -265,5 +266,12 @@ async def _act(done: str, nodes: list[str] | None, every: bool, directory: Path,
     }
     if every and done not in ("restarted", "stopped"):  # --all means all that run, as long as one does
         chosen = list(cluster.launcher.processes(chosen)) or chosen
-    await actions[done](*chosen)
-    output.result({"action": done, "nodes": chosen}, f"{done} {', '.join(chosen)}")
+    killed = await actions[done](*chosen)
+    _note_killed(killed or [])
+    document = {"action": done, "nodes": chosen} | ({} if killed is None else {"killed": killed})
+    output.result(document, f"{done} {', '.join(chosen)}")
+
+
+def _note_killed(nodes: list[str]) -> None:
+    for node in nodes:
+        note(f"{node} did not stop in time and was killed")

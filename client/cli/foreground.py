@@ -11,12 +11,17 @@ from cluster.local.local_cluster import LocalCluster
 POLL_S = 0.5
 
 
-async def stay(cluster: LocalCluster) -> None:
-    """Returns after SIGINT, SIGTERM or SIGHUP, or once no node runs any more. The caller stops what is left."""
+def catch_interrupts() -> asyncio.Event:
+    """Set by SIGINT, SIGTERM or SIGHUP, which from now on end nothing by themselves. Call it before telling anyone that
+    the cluster is up, since an answer to that may be an interrupt."""
     asked = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, asked.set)
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    return asked
+
+
+async def stay(cluster: LocalCluster, asked: asyncio.Event) -> None:
+    """Returns once `asked` is set, or no node runs any more. The caller stops what is left."""
     note("running in the foreground; interrupt to stop the nodes")
     ended: set[str] = set()
     while cluster.layout.exists():

@@ -157,9 +157,9 @@ class LocalCluster:
         """SIGKILL; returns when they are gone and reaped."""
         await self.launcher.kill(names(self.cluster, nodes))
 
-    async def stop(self, *nodes: str) -> None:
-        """Clean: the nodes hand over their leaderships and drain."""
-        await self.launcher.stop(names(self.cluster, nodes))
+    async def stop(self, *nodes: str) -> list[str]:
+        """Clean: the nodes hand over their leaderships and drain. The names of those that had to be killed."""
+        return await self.launcher.stop(names(self.cluster, nodes))
 
     async def pause(self, *nodes: str) -> None:
         self.launcher.pause(names(self.cluster, nodes))
@@ -167,11 +167,13 @@ class LocalCluster:
     async def resume(self, *nodes: str) -> None:
         self.launcher.resume(names(self.cluster, nodes))
 
-    async def restart(self, *nodes: str) -> None:
-        """Stops those that run, starts all; returns when they listen, which is before they have caught up."""
+    async def restart(self, *nodes: str) -> list[str]:
+        """Stops those that run, starts all; returns when they listen, which is before they have caught up. The names of
+        those that had to be killed."""
         chosen = names(self.cluster, nodes)
-        await self.launcher.stop(chosen)
+        killed = await self.launcher.stop(chosen)
         await self.launcher.start(chosen)
+        return killed
 
     async def status(self) -> list[NodeStatus]:
         """Every node, in order; those that can answer are asked."""

@@ -75,6 +75,9 @@ def test_a_process_is_found_without_a_run_file_and_by_no_other_directory(tmp_pat
             assert processes.is_alive(found[home])
         finally:
             child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert not processes.is_alive(found[home]), "a zombie"
+        assert processes.find({home: child.pid}) == {}
     assert not processes.is_alive(found[home])
     assert processes.find({home: child.pid}) == {}
 
