@@ -202,7 +202,7 @@ class Batcher:
             if not queue.answered(flight, sub, call.lane.node):
                 rests[queue] = None
             if isinstance(flight, GetFlight) and flight.value_bytes:
-                self._get_bytes = max(flight.value_bytes, self._get_bytes - (self._get_bytes >> 3), 64)
+                self._get_bytes = max(flight.value_bytes, self._get_bytes >> 1, 64)
         for queue in rests:
             self._rest(queue)
 

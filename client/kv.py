@@ -31,6 +31,7 @@ from client.scan import Count, Scan, ScanQuery
 from client.surroundings import Surroundings
 from client.watch import Watch
 from cluster.errors import Code, TenfoldError, invalid
+from cluster.ring.ring import shard_of
 from proto.gen import kv_pb2, node_pb2
 
 Consistency = Literal["linearizable", "lease", "stale"]
@@ -48,6 +49,18 @@ def consistency_of(name: str) -> node_pb2.Consistency.ValueType:
         return _CONSISTENCIES[name]
     except KeyError:
         raise invalid("consistency", f"{name!r}, must be one of {', '.join(_CONSISTENCIES)}") from None
+
+
+class _Part:
+    """What of a batch goes to one shard, and where its entries stood."""
+
+    __slots__ = ("keys", "ops", "positions", "size")
+
+    def __init__(self) -> None:
+        self.ops: list[kv_pb2.KvOp] = []
+        self.keys: list[bytes] = []
+        self.positions: list[int] = []
+        self.size = 0
 
 
 class Kv:
@@ -128,37 +141,35 @@ class Kv:
     async def batch(self, entries: Sequence[WriteEntry], *, deadline_s: float | None = None) -> list[BatchResult]:
         """One result per entry, in order, each with an error of its own. Atomic within a shard only: the entries of one shard
         are applied together, those of other shards apart. InvalidArgument (nothing is sent) if a key is written twice."""
-        groups: dict[int, tuple[list[kv_pb2.KvOp], list[bytes], list[int]]] = {}
-        shard_of, build = self._router.shard_of, self._operations.op
+        groups: dict[int, _Part] = {}
+        shards, build = self._router.shards, self._operations.keyed
         for position, entry in enumerate(entries):
-            op = build(entry)
-            key = op.key
-            shard = shard_of(key)
-            group = groups.get(shard)
-            if group is None:
-                group = groups[shard] = ([], [], [])
-            group[0].append(op)
-            group[1].append(key)
-            group[2].append(position)
-        for ops, keys, _ in groups.values():
-            if len(set(keys)) < len(keys):
+            key, op, size = build(entry)
+            shard = shard_of(key, shards)
+            part = groups.get(shard)
+            if part is None:
+                part = groups[shard] = _Part()
+            part.ops.append(op)
+            part.keys.append(key)
+            part.positions.append(position)
+            part.size += size
+        for part in groups.values():
+            if len(set(part.keys)) < len(part.keys):
                 raise invalid("key", "written twice by one batch; a version names one write")
-            self._operations.request(_size(ops, keys), len(ops))
+            self._operations.request(part.size, len(part.ops))
         deadline = self._around.deadline(deadline_s)
         writes: list[tuple[Write | TenfoldError, list[int]]] = []
-        for shard, (ops, keys, positions) in groups.items():
-            writes.append((self._add(shard, ops, keys, deadline, first=not writes), positions))
+        for shard, part in groups.items():
+            writes.append((self._add(shard, part, deadline, first=not writes), part.positions))
         answers: list[Any] = [None] * len(entries)
         for write, positions in writes:
             outcome = await write.future if isinstance(write, Write) else write
             _spread(outcome, write.ops if isinstance(write, Write) else [], positions, answers)
         return answers
 
-    def _add(
-        self, shard: int, ops: list[kv_pb2.KvOp], keys: list[bytes], deadline: float, *, first: bool
-    ) -> Write | TenfoldError:
+    def _add(self, shard: int, part: _Part, deadline: float, *, first: bool) -> Write | TenfoldError:
         """A shard's part of a batch. A full queue refuses the whole batch only while nothing of it is under way."""
-        write = Write(self._around.future(), deadline, _size(ops, keys), ops, keys)
+        write = Write(self._around.future(), deadline, part.size, part.ops, part.keys)
         try:
             self._batcher.add(shard, write)
         except TenfoldError as error:
@@ -178,7 +189,7 @@ class Kv:
         """All compares hold: `then`, else: `otherwise`; all of the branch or nothing. CrossShard unless all keys lie in one
         shard (use one hash tag in {braces}). An operation that fails, fails the whole: VersionMismatch, NotANumber, ..."""
         built = self._operations.transaction(compares, then, otherwise)
-        keys = [each.key for each in (*built.compares, *built.then_ops, *built.else_ops)]
+        keys = [each.key for each in built.compares] + [op.key for op in (*built.then_ops, *built.else_ops)]
         shard = self._router.shard_of(keys[0])
         if any(self._router.shard_of(key) != shard for key in keys):
             raise TenfoldError(Code.CROSS_SHARD)
@@ -278,10 +289,6 @@ def _required(results: Sequence[kv_pb2.KvOpResult] | None) -> Sequence[kv_pb2.Kv
     if results is None:
         raise TenfoldError(Code.INTERNAL, "the answer has no results")
     return results
-
-
-def _size(ops: list[kv_pb2.KvOp], keys: list[bytes]) -> int:
-    return sum(map(len, keys)) + sum([len(op.value) for op in ops]) + OP_BYTES * len(ops)
 
 
 def _spread(outcome: Written | TenfoldError, ops: list[kv_pb2.KvOp], positions: list[int], answers: list[Any]) -> None:

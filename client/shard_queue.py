@@ -156,7 +156,10 @@ class ShardQueue:
                 built.append(write)
                 budget.take(write.size)
             else:
-                level = 1 + max([level_of.get(key, -1) for key in write.keys])
+                keys = write.keys
+                level = 1 + (
+                    max([level_of.get(key, -1) for key in keys]) if len(keys) > 1 else level_of.get(keys[0], -1)
+                )
                 join = by_level[level] if level < len(by_level) else None
                 if join is None or not join.fits(write):
                     if len(built) >= room or not budget.admits(write.size):
