@@ -107,7 +107,7 @@ def check(limits: Limits) -> None:
     assert limits.call_bytes_max < limits.message_bytes_max, "one call fits a grpc message"
     assert limits.frame_bytes_max < limits.message_bytes_max, "a frame fits a grpc message"
     assert limits.election_ticks_min > 2 * limits.heartbeat_ticks, "two heartbeats may be lost without an election"
-    assert limits.election_ticks_min < limits.election_ticks_max, "timeouts are drawn from a range"
+    assert limits.election_ticks_min + 4 <= limits.election_ticks_max, "a range to draw from, or votes split for ever"
     assert limits.tick_ms * limits.election_ticks_min > 2 * limits.node_heartbeat_ms, "node heartbeats speak for shards"
     assert 0 < limits.lease_drift_percent < 50, "a lease outlives no election timeout"
     assert limits.scan_bytes_max + limits.value_bytes_max + limits.key_bytes_max < limits.message_bytes_max

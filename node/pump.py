@@ -136,6 +136,7 @@ class Pump:
     async def _round(self) -> None:
         self.rounds += 1
         self._rouse()
+        self.advance_ticks()  # ticks due come before the messages received after them: promises and leases rest on it
         work = self._step_dirty()
         rounds, self._first_rounds = self._first_rounds, []
         for step in work:
