@@ -9,7 +9,7 @@ defaults a node that is back stays unreachable for four seconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
 import grpc
@@ -67,6 +67,15 @@ async def _opened(call: Any) -> bool:
     return True
 
 
+async def _unless_ended(step: Awaitable[Any]) -> bool:
+    """Takes one step of a call; False if the call has ended, which says itself why."""
+    try:
+        await step
+    except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
+        return False
+    return True
+
+
 class GrpcStream:
     """A bidirectional stream. One reader and one writer at a time."""
 
@@ -83,7 +92,7 @@ class GrpcStream:
             await self._call.write(message)
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
-        except asyncio.InvalidStateError:  # the call has ended: its status says why
+        except (grpc.aio.InternalError, asyncio.InvalidStateError):  # the call has ended: its status says why
             await self._raise_status()
             raise ChannelBroken("the stream has ended") from None
         except asyncio.CancelledError:
@@ -97,6 +106,8 @@ class GrpcStream:
             message = await self._call.read()
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
+        except grpc.aio.InternalError as error:
+            raise ChannelBroken(str(error)) from None
         except asyncio.CancelledError:
             if _cancelled_from_outside():
                 raise
@@ -141,6 +152,8 @@ class GrpcChannel:
                 yield reply
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
+        except grpc.aio.InternalError as error:
+            raise ChannelBroken(str(error)) from None
         except asyncio.CancelledError:
             if _cancelled_from_outside():
                 raise
@@ -152,31 +165,36 @@ class GrpcChannel:
         return GrpcStream(self._multicallable(service, method)())
 
     async def send_all(self, service: str, method: str, requests: AsyncIterator[Any], *, timeout_s: float) -> Any:
-        """Also raises what `requests` raises; then the call is cancelled and the other end sees a stream without end."""
+        """Ends with the answer, even if that comes before the last request. Also raises what `requests` raises. The
+        other end cannot tell a broken stream from a whole one: mark the last request. An answer that overtakes a write
+        in flight may be lost to ChannelBroken."""
         call = self._multicallable(service, method)(timeout=timeout_s)
+        writing = asyncio.ensure_future(self._write_all(call, requests))
         try:
-            if await _opened(call):
-                await self._write_all(call, requests)
             return await call
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None
         except asyncio.CancelledError:
             if _cancelled_from_outside():
                 raise
-            raise ChannelBroken(f"{self.address}: the channel was closed") from None
+            failed = writing.exception() if writing.done() and not writing.cancelled() else None
+            raise failed or ChannelBroken(f"{self.address}: the channel was closed") from None
         finally:
             call.cancel()
+            writing.cancel()
+            await asyncio.gather(writing, return_exceptions=True)
 
     async def _write_all(self, call: Any, requests: AsyncIterator[Any]) -> None:
-        async for request in requests:
-            try:
-                await call.write(request)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-                return  # the call has ended early: awaiting it gives the reply or the reason
-        try:
-            await call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        if not await _opened(call):
             return
+        try:
+            async for request in requests:
+                if not await _unless_ended(call.write(request)):
+                    return
+        except Exception:
+            call.cancel()
+            raise
+        await _unless_ended(call.done_writing())
 
     async def close(self) -> None:
         """Cancels what is open: its callers get ChannelBroken. May be called twice."""

@@ -130,6 +130,7 @@ async def test_a_full_queue_drops_counts_and_recovers(station) -> None:
 
 async def test_what_is_sent_while_the_peer_is_down_is_dropped_at_once(station) -> None:
     a, b = await pair(station)
+    a.peers.send("b", 1, [message(0)])  # never flushed: it dies with the stream
     await b.stop()
     await a.recorder.until(lambda: a.peers.up() == [])
     a.peers.send("b", 1, [message(1)] * 3)
@@ -255,6 +256,23 @@ async def test_a_hello_tells_the_new_address_of_a_node_that_moved(station) -> No
     await a.recorder.until(lambda: a.peers.up() == ["b"])
     assert a.recorder.ups[-1] == ("b", 8, moved.address)
     assert a.peers.address_of("b") == moved.address
+
+
+async def test_a_peer_that_dials_in_is_dialled_on_a_fresh_channel(station) -> None:
+    """The first channel never gets anywhere, as one deep in its backoff; only a hello makes the link take another."""
+    b = await station("b")
+    dialled: list[str] = []
+
+    def first_astray(address: str) -> GrpcChannel:
+        dialled.append(address)
+        return GrpcChannel(address if len(dialled) > 1 else "127.0.0.1:1")
+
+    a = await station("a", dial=first_astray)
+    a.knows(b)
+    await asyncio.sleep(0)
+    b.knows(a)
+    await a.recorder.until(lambda: a.peers.up() == ["b"])
+    assert dialled == [b.address] * 2
 
 
 async def test_a_set_address_is_dialled_at_once_if_the_link_is_down_and_kept_if_it_stands(station) -> None:
