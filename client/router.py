@@ -23,6 +23,7 @@ BROKEN_S = 0.1
 HANGING_S = 1.0
 FIRST_MAP_S = 1.0
 REFRESH_S = 0.5
+STEADY_S = 1.0  # a stream that lived so long was a good one
 
 
 class Router:
@@ -43,7 +44,7 @@ class Router:
         self._down_until: dict[str, float] = {}
         self._follower: asyncio.Task[None] | None = None
         self._refreshed_at = float("-inf")
-        self._next_seed = 0
+        self._next_seed = random.randrange(0, len(addresses))  # not all clients follow one node
         self._has_map = asyncio.Event()
         self._last_error: TenfoldError | None = None
         self.cluster_id = b""
@@ -88,12 +89,13 @@ class Router:
     async def _follow(self) -> None:
         failures = 0
         while True:
+            started = self._clock.monotonic()
             try:
                 await self._follow_one(self._next_address())
             except (ChannelBroken, TimeoutError, TenfoldError) as error:
                 self._last_error, _ = of_call(error)
-            failures = 0 if self._has_map.is_set() else failures + 1
-            await asyncio.sleep(backoff_s(max(failures, 5), self._limits, self._random))
+            failures = 1 if self._clock.monotonic() - started >= STEADY_S else failures + 1
+            await asyncio.sleep(backoff_s(failures, self._limits, self._random))
 
     def _next_address(self) -> str:
         known = list(dict.fromkeys([*self._address.values(), *self._seeds]))

@@ -34,9 +34,12 @@ async def until(condition: Callable[[], bool]) -> None:
 def test_the_first_map_comes_from_whoever_answers() -> None:
     async def scenario() -> None:
         cluster = FakeCluster(nodes=3)
-        cluster.down = {"n1", "n2"}
-        async with cluster.client() as client:
-            assert client.cluster_id == cluster.map.cluster_id
+        for alive in ("n1", "n2", "n3"):
+            cluster.down = {"n1", "n2", "n3"} - {alive}
+            started = asyncio.get_running_loop().time()
+            async with cluster.client() as client:
+                assert client.cluster_id == cluster.map.cluster_id
+                assert asyncio.get_running_loop().time() - started < 0.1
 
     run(scenario())
 
