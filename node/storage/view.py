@@ -194,7 +194,7 @@ class NodeState:
     def __init__(self, engine: State) -> None:
         self.engine = engine
         self.durable_applied: dict[int, int] = self._applied()
-        self._flushing: asyncio.Future[None] | None = None
+        self._flushing = asyncio.Lock()
 
     def _applied(self) -> dict[int, int]:
         """The applied index of every shard as the engine holds it."""
@@ -212,16 +212,10 @@ class NodeState:
     async def flush(self) -> Mapping[int, int]:
         """Durable-applied: the applied index of each shard that was in the engine when the flush started. StorageFailed.
         A flush that already runs is waited for, and another follows, since it may have started too early."""
-        while self._flushing is not None:
-            await asyncio.shield(self._flushing)
-        self._flushing = asyncio.get_running_loop().create_future()
-        applied = self._applied()
-        try:
+        async with self._flushing:
+            applied = self._applied()
             await self.engine.flush()
-        finally:
-            self._flushing.set_result(None)
-            self._flushing = None
-        self.durable_applied = applied
+            self.durable_applied = applied
         return applied
 
     def close(self) -> None:

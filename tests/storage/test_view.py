@@ -1,0 +1,301 @@
+"""A shard's slice: the overlay, the header, snapshots and their install, on the twin that forgets and on RocksDB."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.errors import Code, TenfoldError
+from cluster.limits import Limits
+from cluster.ports import State, StorageFailed
+from node.storage.identity import Identity
+from node.storage.layout import after, data_prefix, header_key
+from node.storage.memory import ForgettingState, MemoryState
+from node.storage.rocks_state import RocksState
+from node.storage.view import NodeState, ShardState, SnapshotSink, StateBatch
+from tests.storage.storage_world import drive
+
+SMALL = Limits(snapshot_chunk_bytes=256)
+KEYS = st.binary(max_size=3)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["put", "put", "put", "delete", "write", "scan", "reverse"]), KEYS, KEYS), max_size=40
+)
+
+
+@given(STEPS)
+def test_a_view_is_an_ordered_map_over_overlay_and_engine(steps: list[tuple[str, bytes, bytes]]) -> None:
+    engine, batch = MemoryState(), StateBatch()
+    node = NodeState(engine)
+    views = {name: ShardState(engine, shard, batch).view(name) for shard, name in ((1, "kv"), (1, "kva"), (2, "lock"))}
+    models: dict[str, dict[bytes, bytes]] = {name: {} for name in views}
+    for number, (what, key, other) in enumerate(steps):
+        name = sorted(views)[(len(key) + number) % 3]
+        view, model = views[name], models[name]
+        if what == "put":
+            view.put(key, other)
+            model[key] = other
+        elif what == "delete":
+            view.delete(key)
+            model.pop(key, None)
+        elif what == "write":
+            assert node.write_batch(batch) and not batch
+        else:
+            found = list(view.scan(key, other, reverse=what == "reverse"))
+            expected = sorted((k, v) for k, v in model.items() if key <= k and (k < other or not other))
+            assert found == (expected[::-1] if what == "reverse" else expected)
+    for name, view in views.items():
+        assert dict(view.scan(b"", b"")) == models[name]
+        for key in models[name]:
+            assert view.get(key) == models[name][key]
+        assert view.get(b"no such key") is None
+
+
+def test_a_scan_while_writing_shows_the_state_as_of_its_start() -> None:
+    batch = StateBatch()
+    view = ShardState(MemoryState(), 1, batch).view("kv")
+    for n in range(10):
+        view.put(b"%d" % n, b"old")
+    for key, value in view.scan(b"", b""):
+        assert value == b"old"
+        view.put(key, b"new")
+        view.put(key + b"x", b"new")
+    assert len(list(view.scan(b"", b""))) == 20
+
+
+def test_the_header_is_one_with_what_it_counts() -> None:
+    medium = ForgettingState()
+    engine, batch = medium.attach(), StateBatch()
+    node, shard = NodeState(engine), ShardState(engine, 7, batch)
+    view = shard.view("kv")
+    for index in range(1, 9):
+        view.put(b"k%d" % index, b"v")
+        shard.set_applied(index, 3, index * 10)
+        if index % 2 == 0:
+            assert node.write_batch(batch)
+    with pytest.raises(AssertionError, match="applies 8 after 8"):
+        shard.set_applied(8, 3, 0)
+    for seed in range(10):
+        copy = ForgettingState()
+        copy.pairs, copy.undo = medium.pairs.copy(), [dict(each) for each in medium.undo]
+        copy.crash(random.Random(seed))
+        found = ShardState(copy.attach(), 7, StateBatch())
+        assert len(list(found.view("kv").scan(b"", b""))) == found.applied_index
+        assert found.time_ms == found.applied_index * 10 and found.applied_index % 2 == 0
+    engine.write({header_key(7): b"short"})
+    with pytest.raises(StorageFailed, match="shard 7"):
+        ShardState(engine, 7, StateBatch())
+
+
+def test_durable_applied_is_what_was_in_the_engine_when_the_flush_began() -> None:
+    engine, batch = MemoryState(), StateBatch()
+    node, shard = NodeState(engine), ShardState(engine, 1, batch)
+    shard.set_applied(5, 1, 0)
+    assert drive(node.flush()) == {} == node.durable_applied
+    node.write_batch(batch)
+    shard.set_applied(6, 1, 0)
+    assert drive(node.flush()) == {1: 5} == node.durable_applied
+    assert NodeState(engine).durable_applied == {1: 5}
+
+
+async def test_a_write_during_a_flush_does_not_count_for_it() -> None:
+    engine, batch = MemoryState(), StateBatch()
+    node, shard = NodeState(engine), ShardState(engine, 1, batch)
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def slow_flush() -> None:
+        begun.set()
+        await go.wait()
+
+    engine.flush = slow_flush  # type: ignore[method-assign]
+    shard.set_applied(1, 1, 0)
+    node.write_batch(batch)
+    async with asyncio.timeout(10):
+        first = asyncio.create_task(node.flush())
+        await begun.wait()
+        shard.set_applied(2, 1, 0)
+        node.write_batch(batch)
+        second = asyncio.create_task(node.flush())
+        go.set()
+        assert (await first, await second) == ({1: 1}, {1: 2})
+
+
+def test_a_stalled_engine_leaves_the_overlay() -> None:
+    medium = ForgettingState()
+    engine, batch = medium.attach(), StateBatch()
+    node, view = NodeState(engine), ShardState(engine, 1, batch).view("kv")
+    view.put(b"a", b"1")
+    medium.stalled = True
+    assert not node.write_batch(batch) and view.get(b"a") == b"1" and len(batch) == 1
+    medium.stalled = False
+    assert node.write_batch(batch) and view.get(b"a") == b"1" and not batch
+
+
+# -- snapshots ---------------------------------------------------------------------------------------------------------
+
+
+def filled(engine: State, shard: int = 1, seed: int = 0) -> ShardState:
+    choose, batch = random.Random(seed), StateBatch()
+    state = ShardState(engine, shard, batch, SMALL)
+    for index in range(1, 40):
+        view = state.view(choose.choice(("kv", "lock", "meta")))
+        view.put(choose.randbytes(choose.randint(0, 20)), choose.randbytes(choose.choice((0, 10, 100, 700))))
+        state.set_applied(index, 2, index)
+    assert NodeState(engine).write_batch(batch)
+    return state
+
+
+def content(state: ShardState) -> dict[str, dict[bytes, bytes]]:
+    return {name: dict(state.view(name).scan(b"", b"")) for name in ("kv", "lock", "meta")}
+
+
+@pytest.fixture(params=["memory", "rocks"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[State]:
+    opened: State = MemoryState() if request.param == "memory" else RocksState(tmp_path / "s", Identity(b"c", "n1"))
+    yield opened
+    opened.close()
+
+
+async def install(sink: SnapshotSink, chunks: list[bytes]) -> None:
+    for chunk in chunks:
+        await sink.add(chunk)
+
+
+async def test_a_snapshot_is_installed_elsewhere_with_the_same_digest(engine: State) -> None:
+    source, target = filled(engine, 1, 1), filled(engine, 65535, 2)
+    frozen = source.snapshot()
+    digest, before = source.digest(), content(source)
+    engine.write({data_prefix(1, 0) + b"kv/later": b"x"})
+    chunks = list(frozen.chunks())
+    assert (frozen.applied_index, frozen.applied_term, frozen.time_ms) == (39, 2, 39)
+    frozen.close()
+    assert source.digest() != digest != target.digest()
+    assert len(chunks) > 5
+    view, sink = target.view("kv"), target.begin_install()
+    await install(sink, chunks)
+    assert content(target) != before
+    sink.commit(100, 7, 555)
+    await engine.flush()
+    sink.finish()
+    assert content(target) == before and target.digest() == digest
+    assert dict(view.scan(b"", b"")) == before["kv"], "a view that was handed out follows"
+    found = ShardState(engine, 65535, StateBatch())
+    assert (found.applied_index, found.applied_term, found.time_ms, found.generation) == (100, 7, 555, 1)
+    assert len(list(engine.scan(b"d\xff\xff", b"d\xff\xff\xff\xff\xff\xff\xff"))) == sum(map(len, before.values()))
+
+
+def test_chunks_are_bounded_unless_one_pair_is_longer() -> None:
+    engine = MemoryState()
+    engine.write({data_prefix(1, 0) + b"kv/%03d" % n: bytes(60) for n in range(100)})
+    engine.write({data_prefix(1, 0) + b"kv/big": bytes(5000)})
+    sizes = [len(chunk) for chunk in ShardState(engine, 1, StateBatch(), SMALL).snapshot().chunks()]
+    assert sorted(sizes)[-1] > 5000 and max(sorted(sizes)[:-1]) <= 256 and len(sizes) < 40
+
+
+async def test_the_overlay_of_the_past_does_not_come_back(engine: State) -> None:
+    """What was applied before the switch and not yet written must overwrite nothing after it."""
+    batch, node = StateBatch(), NodeState(engine)
+    target, other = ShardState(engine, 2, batch, SMALL), ShardState(engine, 3, batch, SMALL)
+    frozen = filled(engine, 1).snapshot()
+    chunks = list(frozen.chunks())
+    frozen.close()
+    other.view("kv").put(b"other", b"1")
+    target.view("kv").put(b"past", b"1")
+    target.set_applied(5, 1, 0)
+    assert len(list(target.view("kv").scan(b"", b""))) == 1
+    sink = target.begin_install()
+    await install(sink, chunks)
+    sink.commit(50, 2, 0)
+    target.view("kv").put(b"future", b"2")
+    target.set_applied(51, 2, 0)
+    assert node.write_batch(batch)
+    sink.finish()
+    again = ShardState(engine, 2, StateBatch())
+    assert again.applied_index == 51 and again.view("kv").get(b"past") is None
+    assert again.view("kv").get(b"future") == b"2" and other.view("kv").get(b"other") == b"1"
+    assert list(engine.scan(data_prefix(2, 0), after(data_prefix(2, 0)))) == []
+
+
+async def test_an_aborted_install_leaves_nothing_and_another_may_follow(engine: State) -> None:
+    frozen = filled(engine, 1).snapshot()
+    chunks = list(frozen.chunks())
+    frozen.close()
+    target = ShardState(engine, 2, StateBatch(), SMALL)
+    sink = target.begin_install()
+    await install(sink, chunks[:3])
+    sink.abort()
+    assert list(engine.scan(b"d\0\2", b"d\0\3")) == []
+    abandoned = target.begin_install()
+    await install(abandoned, chunks[2:])
+    sink = target.begin_install()
+    await install(sink, chunks)
+    sink.commit(9, 1, 1)
+    sink.finish()
+    assert target.digest() == ShardState(engine, 1, StateBatch()).digest()
+
+
+@pytest.mark.parametrize("cut", [1, 7, 9, 12])
+async def test_a_malformed_chunk_is_refused(cut: int) -> None:
+    frozen = filled(MemoryState()).snapshot()
+    chunk = next(frozen.chunks())
+    sink = ShardState(MemoryState(), 2, StateBatch(), SMALL).begin_install()
+    with pytest.raises(TenfoldError) as refusal:
+        await sink.add(chunk[:-cut] if cut < 9 else chunk + bytes(cut % 8) + b"\xff")
+    assert refusal.value.code is Code.INVALID_ARGUMENT
+
+
+def test_a_commit_into_a_stalled_engine_changes_nothing() -> None:
+    medium = ForgettingState()
+    target = filled(medium.attach())
+    before = content(target)
+    sink = target.begin_install()
+    medium.stalled = True
+    with pytest.raises(TenfoldError) as refusal:
+        sink.commit(99, 9, 9)
+    assert refusal.value.code is Code.OVERLOADED
+    medium.stalled = False
+    assert content(target) == before and target.applied_index == 39
+
+
+POINTS = ("nothing", "some chunks", "chunks", "switched", "flushed", "finished")
+
+
+@pytest.mark.parametrize("until", POINTS)
+def test_a_crash_during_an_install_leaves_one_side_or_the_other(until: str) -> None:
+    source = filled(MemoryState(), 1, 5)
+    chunks, new = list(source.snapshot().chunks()), content(source)
+    sides = set()
+    for seed in range(30):
+        medium = ForgettingState()
+        engine = medium.attach()
+        target = filled(engine, 1, 6)
+        drive(engine.flush())
+        old = content(target)
+        reach = POINTS.index(until)
+        sink = target.begin_install()
+        if reach >= 1:
+            drive(install(sink, chunks[:3] if reach == 1 else chunks))
+        if reach >= 3:
+            sink.commit(100, 7, 5)
+        if reach >= 4:
+            drive(engine.flush())
+        if reach >= 5:
+            sink.finish()
+        medium.crash(random.Random(seed))
+        sink.abort()
+        found = ShardState(medium.attach(), 1, StateBatch(), SMALL)
+        found.clean()
+        switched = found.applied_index == 100
+        assert content(found) == (new if switched else old)
+        assert found.applied_index == (100 if switched else 39)
+        data = list(medium.attach().scan(b"d", b"e"))
+        assert len(data) == sum(map(len, (new if switched else old).values())), "the other generation is gone"
+        sides.add(switched)
+    assert sides == {"nothing": {False}, "some chunks": {False}, "chunks": {False}, "switched": {False, True}}.get(
+        until, {True}
+    )
