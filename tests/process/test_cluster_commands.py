@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -247,17 +248,20 @@ def test_a_fixed_port_that_is_taken_is_named_and_nothing_is_started(tmp_path: Pa
 
 
 def test_a_node_that_cannot_start_is_told_with_its_reason_and_the_others_are_not_left(tmp_path: Path) -> None:
-    """The data is another cluster's, as when directories were mixed up."""
+    """The data of n2 is that of n1, as when directories were mixed up."""
     home = tmp_path / "c"
     arguments = ("up", "--nodes", "2", "--replicas", "1", "--shards", "1", "--dir", str(home))
     tenfold(*arguments)
     tenfold_here("down", "--dir", str(home))
     layout = Layout(home)
-    id_before = layout.read().cluster_id
-    layout.cluster_path.write_text(layout.cluster_path.read_text().replace(id_before, "00" * 16))
-    problem = refused(*arguments, expect=1)
-    assert "ended with exit code 1 while starting" in problem and "cluster" in problem.partition("starting:")[2]
-    assert node_pids(home) == []
+    shutil.rmtree(layout.node_directory("n2"))
+    shutil.copytree(layout.node_directory("n1"), layout.node_directory("n2"))
+    try:
+        problem = refused(*arguments, expect=1)
+        assert "n2 ended with exit code 1 while starting: node: " in problem
+        assert node_pids(home) == []
+    finally:
+        tenfold_here("down", "--dir", str(home))
 
 
 def test_nodes_in_the_foreground_stop_at_an_interrupt(tmp_path: Path) -> None:
