@@ -13,19 +13,19 @@ from proto.gen import kv_pb2, node_pb2
 
 
 class Written(NamedTuple):
-    """Results of the operations from `offset` on; None after plain puts, whose version is `index`."""
+    """Results of the operations from `offset` on; None after plain puts, whose version is `log_index`."""
 
     results: Sequence[kv_pb2.KvOpResult] | None
     offset: int
-    index: int
+    log_index: int
 
 
 class Got(NamedTuple):
-    """Items from `offset` on, one per key asked, read at `index`, at most `stale_ms` old."""
+    """Items from `offset` on, one per key asked, read at `log_index`, at most `stale_ms` old."""
 
     items: Sequence[kv_pb2.KeyValue]
     offset: int
-    index: int
+    log_index: int
     stale_ms: int
 
 
