@@ -210,15 +210,19 @@ class Node:
         self._stopping = True
         if self.stopped.done():
             return
-        await self._hand_over()
-        self.service.draining = True
-        for replica in self.shards.replicas.values():
-            replica.wake_watchers()
-        await self.server.stop(STOP_GRACE_S)
-        await self.peers.close()
-        await self.close_storage()
+        failure: BaseException | None = None
+        try:
+            await self._hand_over()
+            self.service.draining = True
+            for replica in self.shards.replicas.values():
+                replica.wake_watchers()
+            await self.server.stop(STOP_GRACE_S)
+            await self.peers.close()
+            await self.close_storage()
+        except Exception as error:  # say, the directory is gone: nothing acknowledged rests on a tidy end
+            failure = error
         if not self.stopped.done():
-            self.stopped.set_result(None)
+            self.stopped.set_result(failure)
 
     async def _hand_over(self) -> None:
         """Transfers each led shard to its most advanced follower; a shard that nobody can take is left to an election."""

@@ -46,6 +46,7 @@ class PeerEvents:
         for replica, peer in self._shared(node):
             replica.core.peer_reconnected(peer)
             replica.core.wake()
+            replica.hurry_birth()
             replica.touch()
 
     def on_peer_down(self, node: str) -> None:

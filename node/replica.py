@@ -35,6 +35,8 @@ class Replica:
         node_of: dict[int, str],
         limits: Limits,
         mark_dirty: Callable[[Replica], None],
+        *,
+        preferred: bool = False,
     ) -> None:
         self.shard = shard
         self.core = core
@@ -42,6 +44,7 @@ class Replica:
         self.applier = applier
         self.node_of = node_of
         self.limits = limits
+        self.preferred = preferred  # first in the shard's preference list
         self.installing = False  # a snapshot is arriving
         self.clock = ShardClock(limits.tick_ms * limits.election_ticks_min)
         self.to_apply: deque[Entry] = deque()
@@ -132,6 +135,12 @@ class Replica:
         """The leader's node spoke at `at` and, this shard being silent, has nothing newer."""
         if self.core.silent and self.core.applied_index >= self.core.commit_index:
             self._fresh_at = max(self._fresh_at, at)
+
+    def hurry_birth(self) -> None:
+        """A preferred leader does not wait out a timeout before the first election of its shard: nobody holds a promise."""
+        if self.preferred and self.core.term == 0:
+            self.core.campaign()
+            self.touch()
 
     # -- the pump's side -----------------------------------------------------------------------------------------------
 

@@ -96,12 +96,19 @@ class Shards:
         applier = Applier(shard.id, {name: each.machine() for name, each in self.services.items()}, self._limits)
         applier.load(state.view, state.time_ms)
         node_of = {replica.id: replica.node for replica in shard.replicas}
-        replica = Replica(shard.id, core, state, applier, node_of, self._limits, self._pump.mark_dirty)
+        replica = Replica(
+            shard.id,
+            core,
+            state,
+            applier,
+            node_of,
+            self._limits,
+            self._pump.mark_dirty,
+            preferred=shard.replicas[0].node == self.node,
+        )
         self.replicas[shard.id] = replica
-        born = raft_log.last_index == 0 and hard_state.term == 0
-        if born and shard.replicas[0].node == self.node:
-            core.campaign()  # the preferred leader does not wait out a timeout at birth
         replica.touch()
+        replica.hurry_birth()
 
     def quarantine(self, shard: int, reason: str) -> None:
         """Takes the replica out of votes and service, and remembers it over restarts."""

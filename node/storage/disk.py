@@ -14,6 +14,7 @@ import errno
 import fcntl
 import os
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from statistics import median
@@ -105,7 +106,7 @@ class Syncer:
             self._thread.shutdown(wait=True)
 
 
-def timed(call, descriptor: int) -> float:  # type: ignore[no-untyped-def]
+def timed(call: Callable[[int], None], descriptor: int) -> float:
     begun = perf_counter()
     call(descriptor)
     return perf_counter() - begun
@@ -219,6 +220,7 @@ class RealDisk:
         self.syncer = Syncer()
         try:
             root.mkdir(parents=True, exist_ok=True)
+            sync_names(root.parent)
             self._lock = os.open(root / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise failed(f"{root}: open", error) from error

@@ -25,7 +25,8 @@ from node.storage.record import (
     pack_record,
     pack_voters,
 )
-from node.storage.recovery import Recovered, Recovery, Replay
+from node.storage.recovery import Recovery
+from node.storage.replay import Recovered, Replay
 from node.storage.segment import DIRECTORY, HEAD_BYTES, Segment, SegmentHead, checkpoint_frame, create_segment
 from node.storage.shard_log import ShardLog, ShardRound
 

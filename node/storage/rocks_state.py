@@ -43,7 +43,6 @@ class RocksState:
         self._write_options = rocksdict.WriteOptions()
         self._write_options.disable_wal = True
         self._write_options.no_slowdown = True
-        self._write_options.memtable_insert_hint_per_batch = True
         self._thread = ThreadPoolExecutor(1, "state-flush")
         self._failure = ""
         self._put_off: list[tuple[bytes, bytes]] = []
@@ -97,8 +96,7 @@ class RocksState:
         failpoint("state.write")
         rows = self._new_batch()
         put = rows.put
-        for key in sorted(batch):
-            value = batch[key]
+        for key, value in batch.items():
             if value is None:
                 rows.delete(key)
             else:
