@@ -256,6 +256,23 @@ def test_a_batch_has_a_result_for_each_entry() -> None:
     run(scenario())
 
 
+def test_batches_that_were_joined_get_their_own_results() -> None:
+    async def scenario() -> None:
+        cluster = FakeCluster(shards=1, nodes=1)
+        async with cluster.client() as client:
+            await client.kv.put("k", b"v")
+            batches = [[Increment(f"{name}-{i}", 100 * name + i) for i in range(3)] for name in range(5)]
+            single = asyncio.ensure_future(client.kv.increment("n", 7))
+            found = await asyncio.gather(*[client.kv.batch(entries) for entries in batches])
+            assert [[each.number for each in results] for results in found] == [
+                [100 * name + i for i in range(3)] for name in range(5)
+            ]
+            assert await single == 7
+            assert len(ops_of(cluster.commands()[-1])) == 16
+
+    run(scenario())
+
+
 def test_closing_ends_what_waits() -> None:
     async def scenario() -> None:
         cluster = FakeCluster(shards=1, nodes=1)

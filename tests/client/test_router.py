@@ -44,15 +44,43 @@ def test_the_first_map_comes_from_whoever_answers() -> None:
     run(scenario())
 
 
-def test_a_node_that_hangs_does_not_keep_the_client_from_the_next() -> None:
+@pytest.mark.parametrize("alive", ["host1:1", "host2:1", "host3:1"])
+def test_a_node_that_hangs_does_not_keep_the_client_from_the_next(alive: str) -> None:
     async def scenario() -> None:
         cluster = FakeCluster(nodes=3)
 
         def dial(address: str) -> FakeChannel:
-            return SilentChannel(cluster, "n1") if address != "host2:1" else cluster.dial(address)
+            return cluster.dial(address) if address == alive else SilentChannel(cluster, "n1")
 
         async with cluster.client(dial=dial) as client:
             assert client.cluster_id == cluster.map.cluster_id
+
+    run(scenario())
+
+
+class OldMaps(FakeCluster):
+    """After its first map, nodes tell an older one."""
+
+    async def watch_map(self, node: str, request: node_pb2.MapRequest) -> AsyncIterator[meta_pb2.ShardMap]:
+        self.map_streams += 1
+        yield self.map
+        old = meta_pb2.ShardMap()
+        old.CopyFrom(self.map)
+        old.epoch -= 1
+        old.shards[1].version -= 1
+        yield old
+        await asyncio.Event().wait()
+
+
+def test_an_older_map_changes_nothing() -> None:
+    async def scenario() -> None:
+        cluster = OldMaps(shards=1, nodes=1)
+        cluster.map.epoch = 5
+        cluster.map.shards[1].version = 5
+        async with cluster.client() as client:
+            await client.kv.put("k", b"v")
+            assert client._router.epoch == 5
+            assert {sub.shard_version for sub in cluster.subs()} == {5}
 
     run(scenario())
 

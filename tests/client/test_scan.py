@@ -173,6 +173,7 @@ def test_no_more_than_two_pages_of_a_shard_are_held() -> None:
                 assert told <= taken + 2 * 2 * 10
             small = len(scans(cluster))
             await client.kv.scan(limit=4).page(4)
+            await client.kv.put("behind", b"what was asked ahead would have been sent by now")
             asked = [kv_pb2.KvQuery.FromString(sub.body).scan.limit for sub in scans(cluster)[small:]]
             assert asked == [4, 4], "a small scan asks for small pages, once"
 
