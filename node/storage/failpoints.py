@@ -14,9 +14,6 @@ from itertools import count
 VARIABLE = "TENFOLD_FAILPOINT"
 
 NAMES = (
-    "pump.before_append",
-    "pump.after_append",
-    "pump.after_sync",
     "append.before",
     "append.torn",  # a prefix of the round is in the file
     "append.after",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,9 @@ def test_the_process_dies_there(setting: str, lines: int) -> None:
     run = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, timeout=60)
     assert run.returncode == (-signal.SIGKILL if lines < 5 else 0)
     assert len(run.stdout.split()) == lines
+
+
+def test_every_name_is_a_place_in_the_code_and_every_place_has_its_name() -> None:
+    sources = [path.read_text() for path in Path(failpoints.__file__).parents[1].rglob("*.py")]
+    places = {name for source in sources for name in re.findall(r'failpoint\("([^"]+)"\)', source)}
+    assert places == set(NAMES)

@@ -14,8 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ from node.storage import disk as disk_module
 from node.storage import identity, log, segment
 from node.storage.disk import RealDisk
 from node.storage.failpoints import NAMES, armed
+from node.storage.identity import Identity, Sealed
 from node.storage.log import RecoveredShard
 from tests.storage.storage_world import (
     Model,
@@ -36,6 +38,7 @@ from tests.storage.storage_world import (
 
 OF_THE_LOG = [name for name in NAMES if name.split(".")[0] in ("append", "sync", "segment", "release", "recovery")]
 KILLS = 200
+MINE = Identity(b"cluster", "n1")
 LIFE_ROUNDS = 40
 
 
@@ -44,8 +47,8 @@ def arm(setting: str) -> None:
     hit = armed(setting)
     for module in (disk_module, identity, log, segment):
         if hasattr(module, "failpoint"):
-            module.failpoint = hit  # type: ignore[attr-defined]
-    disk_module.torn_wanted = setting.startswith("append.torn")
+            vars(module)["failpoint"] = hit
+    vars(disk_module)["torn_wanted"] = setting.startswith("append.torn")
 
 
 def rounds_until(seed: int, rounds: int) -> tuple[Model, random.Random]:
@@ -86,7 +89,9 @@ async def write(directory: Path, seed: int, done: int, tell: Callable[[int], Non
             writer.release({shard: state.hard.commit for shard, state in model.items()})
 
 
-def live(directory: Path, seed: int, done: int, setting: str) -> tuple[int, bool]:
+def live(
+    work: Callable[[Callable[[int], None]], Coroutine[Any, Any, None]], done: int, setting: str
+) -> tuple[int, bool]:
     """One forked life; how many rounds it acknowledged in all, and whether it was killed."""
     ours, theirs = os.pipe()
     child = os.fork()
@@ -94,9 +99,11 @@ def live(directory: Path, seed: int, done: int, setting: str) -> tuple[int, bool
         try:
             os.close(ours)
             arm(setting)
-            asyncio.run(
-                write(directory, seed, done, lambda number: os.write(theirs, number.to_bytes(4, "big")) and None)
-            )
+
+            def tell(number: int) -> None:
+                os.write(theirs, number.to_bytes(4, "big"))
+
+            asyncio.run(work(tell))
             os._exit(0)
         except BaseException as error:
             os.write(2, f"{setting} {error!r}\n".encode())
@@ -110,6 +117,10 @@ def live(directory: Path, seed: int, done: int, setting: str) -> tuple[int, bool
     killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
     assert killed or status == 0, f"{setting}: the writer failed"
     return max(done, int.from_bytes(told[-4:], "big")), killed
+
+
+def life(directory: Path, seed: int, done: int, setting: str) -> tuple[int, bool]:
+    return live(lambda tell: write(directory, seed, done, tell), done, setting)
 
 
 async def found_in(directory: Path) -> dict[int, RecoveredShard]:
@@ -136,7 +147,7 @@ def test_recovery_after_a_kill_at_every_failpoint(tmp_path: Path, name: str) -> 
         directory = tmp_path / str(nth)
         done = 0
         for _ in range(2):
-            done, killed = live(directory, nth, done, f"{name}:{nth}")
+            done, killed = life(directory, nth, done, f"{name}:{nth}")
             deaths += killed
             check(directory, nth, done, f"{name}:{nth}")
     assert deaths >= 2, f"{name} is never reached"
@@ -151,10 +162,30 @@ def test_recovery_after_kills_at_random_syncs(tmp_path: Path) -> None:
         directory, done = tmp_path / str(history), 0
         for _ in range(12):
             side = choose.choice(("before", "after"))
-            done, killed = live(directory, history, done, f"sync.{side}:{choose.randint(1, 20)}")
+            done, killed = life(directory, history, done, f"sync.{side}:{choose.randint(1, 20)}")
             deaths += killed
         check(directory, history, done, f"history {history}")
     assert deaths >= KILLS
+
+
+async def seal(directory: Path, tell: Callable[[int], None]) -> None:
+    sealed = Sealed(RealDisk(directory), "facts")
+    first = int(sealed.read(MINE) or b"0")
+    for number in range(first + 1, first + 20):
+        await sealed.write(MINE, b"%d" % number)
+        tell(number)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("sealed.")])
+def test_a_sealed_file_after_a_kill_is_the_old_or_the_new_one(tmp_path: Path, name: str) -> None:
+    done = 0
+    for nth in (1, 2, 5):
+        done, killed = live(lambda tell: seal(tmp_path, tell), done, f"{name}:{nth}")
+        disk = RealDisk(tmp_path)
+        found = int(Sealed(disk, "facts").read(MINE) or b"0")
+        disk.close()
+        assert killed and done <= found <= done + 1
+        done = found
 
 
 PROGRAM = """

@@ -15,13 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cluster.limits import Limits
 from cluster.ports import State, StorageFailed
 from node.storage.failpoints import VARIABLE
 from node.storage.identity import ForeignFile, Identity
+from node.storage.layout import after, data_prefix
 from node.storage.memory import ForgettingState, MemoryState
 from node.storage.rocks_state import RocksState
+from node.storage.view import ShardState, StateBatch
 
 MINE = Identity(bytes(range(16)), "n1")
+LIMITS = Limits(snapshot_chunk_bytes=256)
 
 
 @pytest.fixture(params=["memory", "rocks"])
@@ -100,7 +104,8 @@ def test_a_crash_of_the_twin_keeps_a_prefix_of_the_batches() -> None:
     for seed in range(60):
         medium, choose = ForgettingState(), random.Random(seed)
         state = medium.attach()
-        histories, flushed = [{}], 0
+        histories: list[dict[bytes, bytes]] = [{}]
+        flushed = 0
         model: dict[bytes, bytes] = {}
         for number in range(12):
             if choose.random() < 0.2:
@@ -198,4 +203,55 @@ def test_a_kill_keeps_a_prefix_of_the_batches_and_all_that_was_flushed(tmp_path:
     for batch in range(1, number + 1):
         expected.update(content(batch))
     assert dict(pairs(state)) == expected
+    state.close()
+
+
+INSTALLER = """
+import asyncio, sys
+from pathlib import Path
+from tests.storage.test_state import install_snapshots
+asyncio.run(install_snapshots(Path(sys.argv[1])))
+"""
+
+
+def side(number: int) -> dict[bytes, bytes]:
+    """What the shard holds after so many installs."""
+    return {b"%03d" % key: b"%d" % number * 40 for key in range(number, number + 30)}
+
+
+async def install_snapshots(directory: Path) -> None:
+    """Shard 1 takes one snapshot after the other and tells each that is durable."""
+    state = opened(directory)
+    source, target = ShardState(state, 2, StateBatch(), LIMITS), ShardState(state, 1, StateBatch(), LIMITS)
+    for number in range(1, 9):
+        state.delete_range(data_prefix(2, 0), after(data_prefix(2, 0)))
+        state.write({data_prefix(2, 0) + b"kv/" + key: value for key, value in side(number).items()})
+        frozen = source.snapshot()
+        sink = target.begin_install()
+        for chunk in frozen.chunks():
+            await sink.add(chunk)
+        frozen.close()
+        sink.commit(number, 1, 0)
+        await state.flush()
+        print(number, flush=True)
+        sink.finish()
+
+
+@pytest.mark.parametrize("name", ["install.chunk:17", "install.before:3", "install.switched:3", "install.cleaned:3"])
+def test_a_kill_during_an_install_leaves_one_side_or_the_other(tmp_path: Path, name: str) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", INSTALLER, str(tmp_path)],
+        env={**os.environ, VARIABLE: name},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    durable = max(map(int, run.stdout.split()), default=0)
+    state = opened(tmp_path)
+    shard = ShardState(state, 1, StateBatch())
+    shard.clean()
+    assert durable <= shard.applied_index <= durable + 1 and durable > 0
+    assert dict(shard.view("kv").scan(b"", b"")) == side(shard.applied_index)
+    assert len(pairs(state, b"d\0\1", b"d\0\2")) == 30
     state.close()
