@@ -65,8 +65,6 @@ def from_rpc_error(error: Any) -> Exception:
             return TimeoutError(text or "no answer within the deadline")
         case grpc.StatusCode.UNAVAILABLE:
             return ChannelBroken(text, sent=not _never_connected(text))
-        case grpc.StatusCode.CANCELLED:
-            return ChannelBroken(text or "cancelled by the other end")
         case grpc.StatusCode.UNIMPLEMENTED:
             return TenfoldError(Code.UNKNOWN_CAPABILITY, text)
         case grpc.StatusCode.RESOURCE_EXHAUSTED if _request_too_large(text):

@@ -130,6 +130,7 @@ async def test_a_full_queue_drops_counts_and_recovers(station) -> None:
 
 async def test_what_is_sent_while_the_peer_is_down_is_dropped_at_once(station) -> None:
     a, b = await pair(station)
+    await b.recorder.until(lambda: bool(b.recorder.heartbeats))
     a.peers.send("b", 1, [message(0)])  # never flushed: it dies with the stream
     await b.stop()
     await a.recorder.until(lambda: a.peers.up() == [])
