@@ -168,11 +168,16 @@ class Watch:
         try:
             await stream.run()
         except TenfoldError as error:
-            ended = _Ended(shard, error)
-            if self._confirmed is not None and not self._confirmed.done():
-                self._confirmed.set_exception(self._told_error(ended))
-            else:
-                await self._told.put(ended)
+            await self._end(_Ended(shard, error))
+        except Exception as bug:
+            await self._end(_Ended(shard, TenfoldError(Code.INTERNAL, f"{type(bug).__name__}: {bug}")))
+            raise
+
+    async def _end(self, ended: _Ended) -> None:
+        if self._confirmed is not None and not self._confirmed.done():
+            self._confirmed.set_exception(self._told_error(ended))
+        else:
+            await self._told.put(ended)
 
     def _told_error(self, ended: _Ended) -> TenfoldError:
         """With the oldest token where history is gone: this watch's own place, with the floor of that shard."""
