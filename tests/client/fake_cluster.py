@@ -59,6 +59,7 @@ class FakeCluster:
         self.most_in_flight: dict[str, int] = {}
         self.bodies: dict[tuple[int, int, int], bytes] = {}
         self.map_streams = 0
+        self.tells_epoch = True
         self._service = Service(limits)
         self._changed: dict[int, asyncio.Event] = {}
         self._broken: dict[str, asyncio.Event] = {}
@@ -168,7 +169,7 @@ class FakeCluster:
         if request.cluster_id != CLUSTER_ID:
             raise TenfoldError(Code.WRONG_CLUSTER)
         replies = [self._serve_one(node, sub) for sub in request.requests]
-        return node_pb2.CallReply(epoch=self.map.epoch, replies=replies)
+        return node_pb2.CallReply(epoch=self.map.epoch if self.tells_epoch else 0, replies=replies)
 
     def _serve_one(self, node: str, sub: node_pb2.SubRequest) -> node_pb2.SubReply:
         refused = self.refuse(node, sub)
