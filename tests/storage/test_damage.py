@@ -184,7 +184,8 @@ def test_a_tail_of_zeros_is_cut(written: Written) -> None:
 def test_a_missing_segment_in_the_middle_quarantines_every_shard(written: Written) -> None:
     medium = written.copy()
     medium.attach().remove(written.paths[1])
-    assert quarantined(recovered(medium, "boot-1")) == set(written.model)
+    found = recovered(medium, "boot-1")
+    assert quarantined(found) == set(written.model) and "2 to 2 are missing" in found[1].quarantine
 
 
 def test_a_missing_first_segment_shows_as_a_base_above_the_state(written: Written) -> None:
@@ -233,6 +234,8 @@ def test_damage_whose_shard_is_unknown_also_bars_shards_the_log_does_not_know(wr
     log, found = drive(open_log(medium.attach(), "boot-2"))
     assert log.suspect and quarantined(found) == set(found)
     assert log.begin(9, 91, found[1].configuration) == log.suspect
+    with pytest.raises(AssertionError, match="quarantined"):
+        log.append([ShardRound(9, 91, [Entry(1, 1, 0, b"")], None, None)])
     log.append([])
     drive(log.sync())
     log, found = drive(open_log(medium.attach(), "boot-3"))

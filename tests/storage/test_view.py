@@ -211,6 +211,9 @@ async def test_the_overlay_of_the_past_does_not_come_back(engine: State) -> None
     sink = target.begin_install()
     await install(sink, chunks)
     sink.commit(50, 2, 0)
+    other.view("kv").put(b"other", b"2")
+    assert node.write_batch(batch) and ShardState(engine, 2, StateBatch()).applied_index == 50
+    other.view("kv").put(b"other", b"1")
     target.view("kv").put(b"future", b"2")
     target.set_applied(51, 2, 0)
     assert node.write_batch(batch)
