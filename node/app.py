@@ -90,6 +90,7 @@ class Node:
             limits=limits,
             discard_at_or_below=self._applied_indexes(),
         )
+        self.log.release(self.state.durable_applied)  # else every restart would leave a small segment behind
         self._assemble()
         self.shards.open_all(recovered, reborn=lived is not None)
         if lived is None:  # the shards' births are durable before this node may be said to have lived

@@ -62,10 +62,15 @@ class NodeService:
             finally:
                 timer.cancel()
         reply = node_pb2.CallReply(epoch=self._map.epoch)
+        room = self._limits.message_bytes_max // 2
         for sub, ticket in zip(request.requests, served, strict=True):
             if ticket.outcome is None:
                 ticket.expire()
-            reply.replies.append(self._unwrap(sub, ticket))
+            one = self._unwrap(sub, ticket)
+            room -= len(one.body)
+            if room < 0 and sub.mode == node_pb2.QUERY:  # a read can be asked again; a write's answer must not be lost
+                one = node_pb2.SubReply(code=int(Code.OVERLOADED), message="the call's answers are too large together")
+            reply.replies.append(one)
         return reply
 
     def _check(self, request: node_pb2.CallRequest, context: CallContext) -> float:
