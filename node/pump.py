@@ -11,8 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+import structlog
+
+from cluster.errors import Code
 from cluster.limits import Limits
-from cluster.ports import Clock, StorageFailed
+from cluster.ports import Clock, DiskFull, StorageFailed
 from cluster.raft.messages import Message, MessageKind, Ready
 from node.replica import Replica
 from node.storage.log import Log, ShardRound
@@ -20,6 +23,9 @@ from node.storage.view import NodeState, StateBatch
 from node.transport.peers import Peers
 
 STALL_RETRY_S = 0.02
+FULL_RETRY_S = 0.25
+
+logger = structlog.get_logger("pump")
 
 
 class Step:
@@ -54,6 +60,7 @@ class Pump:
         self.replicas: dict[int, Replica] = {}
         self.rounds = 0
         self.synced_rounds = 0
+        self.disk_full = False
         self._log = log
         self._state = state
         self._batch = batch
@@ -154,7 +161,8 @@ class Pump:
             self._peers.flush()
             await self._apply_committed()
             return
-        self._log.append(rounds)
+        if not await self._append(rounds):
+            return
         self._peers.flush()
         sync = asyncio.ensure_future(self._log.sync())
         try:
@@ -165,6 +173,31 @@ class Pump:
             await sync
         self.synced_rounds += 1
         self._after_sync(work)
+
+    async def _append(self, rounds: list[ShardRound]) -> bool:
+        """Writes the round. On a full disk nothing was written: the same round is tried until there is room. Meanwhile
+        no core is stepped and no heartbeat leaves, so others take over what is led here. False when told to stop."""
+        while True:
+            try:
+                self._log.append(rounds)
+            except DiskFull as error:
+                if not self.disk_full:
+                    logger.error("disk full: waiting for room", error=str(error))
+                self._set_disk_full(True)
+                await asyncio.sleep(FULL_RETRY_S)
+                if self._stopping:
+                    return False
+            else:
+                if self.disk_full:
+                    logger.info("the disk has room again")
+                    self._set_disk_full(False)
+                return True
+
+    def _set_disk_full(self, full: bool) -> None:
+        self.disk_full = self._peers.mute = full
+        if full:
+            for replica in self.replicas.values():
+                replica.refuse_waiting(Code.DISK_FULL)
 
     def _step_dirty(self) -> list[Step]:
         dirty, self._dirty = self._dirty, {}

@@ -242,6 +242,16 @@ class Replica:
             if not future.done():
                 future.set_result(None)
 
+    def refuse_waiting(self, code: Code) -> None:
+        """Whoever is not in the log yet is told so, definitely."""
+        waiting, self._waiting = self._waiting, deque()
+        for proposal in waiting:
+            self._settle(proposal)
+            proposal.fail(code)
+        reads, self._reads = self._reads, []
+        for read in reads:
+            read.fail(code)
+
     def shut(self) -> None:
         """The node stops: whoever waits is told. What was proposed is unknown."""
         for read in self._take_reads():

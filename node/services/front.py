@@ -100,6 +100,8 @@ class NodeService:
     def _begin(self, sub: node_pb2.SubRequest, principal: str, latch: Latch) -> Ticket:
         if self.draining:
             raise TenfoldError(Code.SHUTTING_DOWN)
+        if self._pump.disk_full and not (sub.mode == node_pb2.QUERY and sub.consistency == node_pb2.STALE):
+            raise TenfoldError(Code.DISK_FULL)
         service = self._services.get(sub.capability)
         if service is None:
             raise TenfoldError(Code.UNKNOWN_CAPABILITY, f"capability: {sub.capability!r}")

@@ -121,7 +121,7 @@ class Link:
             self._wake.set()
 
     def beat(self, *, changed: bool) -> None:
-        """Called twice per heartbeat interval, and when what the heartbeat says has changed."""
+        """Called once per heartbeat interval, and when what the heartbeat says has changed."""
         if changed:
             self._heartbeat_sent_s = float("-inf")
         elif self._stream is not None and self._since_heartbeat_s() >= 0.75 * self._heartbeat_s:

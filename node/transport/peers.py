@@ -75,6 +75,7 @@ class Peers:
         self._refusals: dict[str, None] = {}
         self._led_shards = 0
         self._epoch = 0
+        self.mute = False  # no heartbeat leaves: this node cannot do what they would vouch for
         self._closing = asyncio.Event()
         self._heart_stopped = asyncio.Event()
         spawn(self._heartbeat_loop(), "node heartbeats")
@@ -247,7 +248,7 @@ class Peers:
     async def _heartbeat_loop(self) -> None:
         """Every interval; a link whose last frame carried the heartbeat lately needs none of its own."""
         while not self._closing.is_set():
-            for link in self._links.values():
+            for link in self._links.values() if not self.mute else ():
                 link.beat(changed=False)
             try:
                 async with asyncio.timeout(self._limits.node_heartbeat_ms / 1000):

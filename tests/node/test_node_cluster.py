@@ -205,3 +205,40 @@ async def test_watch_tells_every_change_once_over_a_leader_change() -> None:
         expected = [b"w0"] + [b"w%d-%d" % (turn, i) for turn in range(3) for i in range(5)]
         assert [key for _, key in told] == expected
         assert [version for version, _ in told] == sorted({version for version, _ in told})
+
+
+async def test_a_full_disk_refuses_loses_nothing_and_goes_on_when_there_is_room() -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1) as world:
+        assert (await world.put(b"k", b"1")).code == 0
+        for disk in world.disks.values():
+            disk.capacity = disk.used_bytes()
+        leader = world.leader(1)
+        assert leader is not None
+        body = kv_pb2.KvCommand(ops=[kv_pb2.KvOp(key=b"k", value=b"2")]).SerializeToString()
+        first = asyncio.ensure_future(world.call(world.command(b"k", body), node=leader))
+        await world.until(lambda: leader.pump.disk_full, "the leader notices")
+        reply = await world.call(world.command(b"k", body), node=leader)
+        assert reply.code == Code.DISK_FULL
+        assert not leader.stopped.done(), "a full disk is no failed write"
+        for disk in world.disks.values():
+            disk.capacity = None
+        assert (await first).code in (0, Code.UNKNOWN_OUTCOME)
+        assert (await world.put(b"k", b"3")).code == 0
+        assert (await world.get(b"k")).value == b"3"
+
+
+async def test_others_take_over_from_a_leader_whose_disk_is_full() -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1) as world:
+        await world.put(b"k", b"1")
+        full = world.leader(1)
+        assert full is not None
+        await world.until(
+            lambda: full.shards.replicas[1].core.silent, "the shard is silent: only heartbeats speak for it"
+        )
+        world.disks[full.config.node].capacity = 0
+        body = kv_pb2.KvCommand(ops=[kv_pb2.KvOp(key=b"k", value=b"2")]).SerializeToString()
+        attempt = asyncio.ensure_future(world.call(world.command(b"k", body), node=full))
+        await world.until(lambda: world.leader(1, but=full.config.node), "another node leads")
+        assert (await world.put(b"other", b"3")).code == 0
+        world.disks[full.config.node].capacity = None
+        await attempt
