@@ -20,6 +20,7 @@ class ClusterMap:
         self.current = first
         self._kept = kept
         self._identity = identity
+        self._updating = asyncio.Lock()  # one writer of the file at a time
         self._heard: dict[str, str] = {}
         self._waiters: list[asyncio.Future[None]] = []
         body = kept.read(identity)
@@ -54,12 +55,13 @@ class ClusterMap:
 
     async def update(self, newer: meta_pb2.ShardMap) -> None:
         """Follows a newer map; an older or equal one changes nothing."""
-        if newer.cluster_id != self.current.cluster_id or newer.epoch <= self.current.epoch:
-            return
-        self.current = newer
-        self._by_id = {shard.id: shard for shard in newer.shards}
-        self._wake()
-        await self._kept.write(self._identity, newer.SerializeToString())
+        async with self._updating:
+            if newer.cluster_id != self.current.cluster_id or newer.epoch <= self.current.epoch:
+                return
+            self.current = newer
+            self._by_id = {shard.id: shard for shard in newer.shards}
+            self._wake()
+            await self._kept.write(self._identity, newer.SerializeToString())
 
     def changed(self) -> asyncio.Future[None]:
         """Resolved at the next change of the map or of an address."""

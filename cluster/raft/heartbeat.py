@@ -8,10 +8,19 @@ from cluster.raft.state import HEARTBEAT, STAMP_SHIFT, State, become_follower, s
 
 
 def send_heartbeat(state: State, peer: int, *, silence: bool = False) -> None:
-    """`commit` never goes beyond what the follower is known to hold."""
+    """`commit` never goes beyond what the follower is known to hold; `index` tells how far the leader's own goes."""
     progress = state.progress[peer]
     commit = min(progress.match, state.commit_index)
-    message = Message(HEARTBEAT, state.replica, peer, state.term, commit=commit, context=state.stamp, flag=silence)
+    message = Message(
+        HEARTBEAT,
+        state.replica,
+        peer,
+        state.term,
+        index=state.commit_index,
+        commit=commit,
+        context=state.stamp,
+        flag=silence,
+    )
     send_as_leader(state, message)
     progress.sent = state.stamp
     state.stamp_used = True
