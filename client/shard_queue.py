@@ -224,12 +224,12 @@ class ShardQueue:
         flight.in_doubt = flight.in_doubt or effect
         retriable = again(error, flight.deadline - self._clock.monotonic())
         better = self._learn(error, node, hint) if retriable else True
-        if not retriable:
+        if isinstance(flight, OpenFlight) and (error.retriable or error.code in ATTEMPT_OVER):
+            self._open_error = error  # writes whose time is up end by `expire`; the others open again
+        elif not retriable:
             self._end(flight, settled(error, flight.in_doubt and not answer and isinstance(flight, CommandFlight)))
         elif isinstance(flight, CommandFlight):
             self._keep(flight)
-        elif isinstance(flight, OpenFlight):
-            self._open_error = error
         else:
             for pending in flight.pending:
                 pending.error = error
