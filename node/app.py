@@ -93,7 +93,7 @@ class Node:
         )
         self.log.release(self.state.durable_applied)  # else every restart would leave a small segment behind
         self._assemble()
-        self.shards.open_all(recovered, reborn=lived is not None)
+        self.shards.open_all(recovered, reborn=lived is not None or config.born)
         if lived is None:  # the shards' births are durable before this node may be said to have lived
             self.log.append([])
             await self.log.sync()
