@@ -6,6 +6,7 @@ whose last line is the error, if there is one. A user sees a traceback only with
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -34,6 +35,10 @@ class Exit(IntEnum):
 
 CALLERS_MISTAKES = frozenset({Code.INVALID_ARGUMENT, Code.INVALID_CURSOR})
 """Codes that end a command as a wrong option on the command line does."""
+
+
+SURROUNDINGS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EBADF})
+"""Of an OSError without a path: a full or broken disk, or a stdout that takes nothing, which is no bug."""
 
 
 class Failure(Exception):
@@ -66,6 +71,8 @@ class Output:
         assert not self._written, "a command has one result"
         self._written = True
         written = json.dumps(document, ensure_ascii=False) if self.json_wanted else text
+        if written and sys.stdout is None:
+            fail(Exit.FAILED, "stdout is closed")
         if written:
             sys.stdout.write(written + "\n")
             sys.stdout.flush()
@@ -116,9 +123,14 @@ def exit_code(error: BaseException) -> Exit | int:
         if error.code in CALLERS_MISTAKES:
             return Exit.USAGE
         return Exit.FAILED if error.definite else Exit.UNKNOWN
-    if isinstance(error, KeyboardInterrupt | BrokenPipeError | typer.Abort):
+    if isinstance(error, KeyboardInterrupt | BrokenPipeError | typer.Abort) or _of_surroundings(error):
         return Exit.FAILED
     return Exit.CRASH
+
+
+def _of_surroundings(error: BaseException) -> bool:
+    """A path that cannot be used, or a full disk: the user's to mend."""
+    return isinstance(error, OSError) and (error.filename is not None or error.errno in SURROUNDINGS)
 
 
 def report(error: BaseException) -> int:
@@ -129,6 +141,11 @@ def report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         _discard_stdout()
         return code
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
     note("error: " + " ".join(_message(error, code).split()))
     return code
 
@@ -145,12 +162,14 @@ def _message(error: BaseException, code: int) -> str:
         return f"{error_name(error.code)}: {error.message}"
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted"
+    if isinstance(error, OSError) and _of_surroundings(error):
+        return f"{error.filename or 'output'}: {error.strerror}"
     hint = "" if os.environ.get("TENFOLD_TRACEBACK") == "1" else " (TENFOLD_TRACEBACK=1 shows where)"
     return f"unexpected {type(error).__name__}: {error}{hint}"
 
 
 def _discard_stdout() -> None:
-    """The reader of stdout is gone: the interpreter's flush at exit must not complain about it."""
+    """stdout takes nothing any more: the interpreter's flush at exit must not complain about it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -171,7 +190,8 @@ def run_app(app: typer.Typer, arguments: Sequence[str] | None = None, name: str 
     """Runs a command line (sys.argv by default); the exit code. Nothing but SystemExit of `--help` kind leaves here."""
     try:
         code = app(args=arguments, prog_name=name, standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
     if code == 130:  # typer's code for an interrupt, which is not in our table
