@@ -74,7 +74,10 @@ def status_row(status: NodeStatus) -> list[object]:
     if status.reply is None:
         silent = "" if status.pid is None or status.condition != "running" else "does not answer"
         return [*row, NONE, NONE, NONE, NONE, NONE, NONE, status.trouble or silent]
-    trouble = ", ".join(f"{shard_name(int(shard))} quarantined" for shard in told["quarantined"])
+    alike: dict[str, list[str]] = {}
+    for shard, reason in told["quarantined"].items():
+        alike.setdefault(reason, []).append(shard_name(int(shard)))
+    trouble = "; ".join(f"{', '.join(shards)} quarantined: {reason}" for reason, shards in alike.items())
     counts = [len(told["leads"]), len(told["replicas"]), len(told["peers_up"])]
     used = [size(told["log_bytes"]), size(told["resident_bytes"]), f"{told['cpu_seconds']:.1f}"]
     return [*row, *counts, *used, trouble]

@@ -71,8 +71,6 @@ class Output:
         assert not self._written, "a command has one result"
         self._written = True
         written = json.dumps(document, ensure_ascii=False) if self.json_wanted else text
-        if written and sys.stdout is None:
-            fail(Exit.FAILED, "stdout is closed")
         if written:
             sys.stdout.write(written + "\n")
             sys.stdout.flush()
@@ -188,10 +186,11 @@ def run_command(work: Coroutine[Any, Any, R]) -> R:
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None, name: str | None = None) -> int:
     """Runs a command line (sys.argv by default); the exit code. Nothing but SystemExit of `--help` kind leaves here."""
+    if sys.stdout is None:  # before anything is done, as its result could not be told
+        return report(Failure(Exit.FAILED, "stdout is closed"))
     try:
         code = app(args=arguments, prog_name=name, standalone_mode=False)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         return report(error)
     if code == 130:  # typer's code for an interrupt, which is not in our table

@@ -112,11 +112,11 @@ def test_a_start_that_is_told_to_end_says_so_and_leaves_no_node(home: Path, numb
     assert not [each for each in psutil.process_iter(["cmdline"]) if str(home / "n1") in (each.info["cmdline"] or [])]
 
 
-@pytest.mark.parametrize("closed", [False, True])
-def test_a_stdout_that_takes_nothing_is_no_crash(tmp_path: Path, closed: bool) -> None:
-    line = f'exec "{sys.executable}" -m tenfold doctor --dir "{tmp_path}" {">&-" if closed else "> /dev/full"}'
+@pytest.mark.parametrize(("command", "closed"), [("doctor", False), ("doctor", True), ("up", True)])
+def test_a_stdout_that_takes_nothing_is_no_crash(tmp_path: Path, command: str, closed: bool) -> None:
+    line = f'exec "{sys.executable}" -m tenfold {command} --dir "{tmp_path}" {">&-" if closed else "> /dev/full"}'
     ended = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, cwd=REPOSITORY, check=False)
     problems = ended.stderr.decode().splitlines()
     assert ended.returncode == 1, problems
     assert problems[-1] == ("error: stdout is closed" if closed else f"error: output: {os.strerror(28)}")
-    assert len(problems) == 1
+    assert len(problems) == 1 and not list(tmp_path.iterdir())
