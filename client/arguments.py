@@ -46,7 +46,9 @@ def seconds(given: Any, field: str, limits: Limits) -> float:
     """A time to wait; none at all may be left of it."""
     if not isinstance(given, int | float) or isinstance(given, bool):
         raise _wrong(field, given, "a number of seconds")
-    if math.isnan(given) or given * 1000 > limits.deadline_ms_max:
+    if math.isnan(given):
+        raise invalid(field, "nan, must be a number of seconds")
+    if given * 1000 > limits.deadline_ms_max:
         raise invalid(field, f"{str(given)[:20]}, must be at most {limits.deadline_ms_max / 1000:g}")
     return given
 
