@@ -150,7 +150,7 @@ class Loader:
                 raise
             finally:
                 for task, batch in self._flying:
-                    if not task.done() or task.cancelled():
+                    if not task.done():
                         task.cancel()
                         loaded.unknown += len(batch.records)
                 loaded.seconds = progress.seconds
