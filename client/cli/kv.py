@@ -249,7 +249,8 @@ def watch(
 ) -> None:
     """Changes as they come: version, change, key, value. Runs until it is interrupted, or for --events.
 
-    At its end it tells the token that goes on from there: on stderr, with --json as the last line.
+    At its end it tells the token that goes on from there, on stderr. With --json each event has its own, and an interrupted watch
+    writes it as a last document.
     """
     if (key is None) == (prefix is None):
         raise typer.BadParameter("give a KEY or --prefix, not both and not none", param_hint="KEY")
@@ -280,10 +281,10 @@ async def _watch(
                 await _tell_events(watched, events, sink, json)
             except asyncio.CancelledError:
                 _take_back_interrupt()
-            if json:
-                sink.write(dumps({"token": watched.token}).encode() + b"\n")
-                sink.flush()
-            else:
+                if json:
+                    sink.write(dumps({"token": watched.token}).encode() + b"\n")
+                    sink.flush()
+            if not json:
                 note(f"token: {watched.token}")
 
 
