@@ -22,6 +22,8 @@ from node.storage.view import ShardState
 from node.tickets import Proposal, Read
 from proto.gen import entry_pb2
 
+FROM_LEADER = frozenset((MessageKind.APPEND, MessageKind.HEARTBEAT))
+
 
 class Replica:
     """One replica of one shard. `node_of` maps replica ids to node names."""
@@ -65,8 +67,10 @@ class Replica:
         self._watchers: dict[asyncio.Future[None], None] = {}
         self._pulse_due = False
         self._pulse_proposed = False
-        self._fresh_at = 0.0
-        self._told: tuple[int, float] | None = None  # a commit index of the leader's, and when it was told
+        self._fresh_at = 0.0  # the state holds all that was acknowledged when its leader spoke at this time
+        # Term, index and time: applying the index makes the state fresh as of the time.
+        self._owed: tuple[int, int, float] | None = None
+        self._told: tuple[int, int, float] | None = None  # the newest such word
         self.dropped_messages = 0
 
     # -- inputs, called from the transport and the services ------------------------------------------------------------
@@ -139,23 +143,6 @@ class Replica:
         unaware = self.limits.tick_ms * self.limits.election_ticks_min * (2 if self.core.silent else 1)
         return int((now - self._fresh_at) * 1000) + unaware
 
-    def _hear(self, message: Message, now: float) -> None:
-        """The leader told its commit index: once that is applied here, the state is as new as the message."""
-        if message.kind == MessageKind.APPEND:
-            commit = message.commit
-        elif message.kind == MessageKind.HEARTBEAT:
-            commit = message.index  # its `commit` says only what this replica holds
-        else:
-            return
-        if self._told is None:
-            self._told = (commit, now)
-            self._freshen()
-
-    def _freshen(self) -> None:
-        if self._told is not None and self._told[0] <= self.core.applied_index:
-            self._fresh_at = max(self._fresh_at, self._told[1])
-            self._told = None
-
     def heard_leader(self, at: float) -> None:
         """The leader's node spoke at `at` and, this shard being silent, has nothing newer."""
         if self.core.silent and self.core.applied_index >= self.core.commit_index:
@@ -175,9 +162,9 @@ class Replica:
         inbox, self._inbox = self._inbox, []
         for message in inbox:
             core.step(message)
-        for message in inbox:
-            if message.sender == core.leader and message.term == core.term:
-                self._hear(message, now)
+            if message.kind in FROM_LEADER and message.sender == core.leader and message.term == core.term:
+                self._told = (message.term, message.hint_index, now)
+        self._freshen()
         self._follow_role()
         if self.leading:
             self.clock.wall_ms = wall_ms
@@ -230,9 +217,9 @@ class Replica:
         """After a slice of applies: reads whose index is reached, watchers, compaction."""
         core = self.core
         applied = core.applied_index
+        self._freshen()
         while self._confirmed and self._confirmed[0][0] <= applied:
             self._answer_all(self._confirmed.popleft()[1])
-        self._freshen()
         self.wake_watchers()
         point = core.compaction_point()
         if point > core.log.base_index:
@@ -290,6 +277,17 @@ class Replica:
         for proposal in self._take_proposals():
             proposal.fail(Code.UNKNOWN_OUTCOME if proposal.index else Code.SHUTTING_DOWN)
         self.wake_watchers()
+
+    def _freshen(self) -> None:
+        """A follower that lags is not fresh because its leader speaks: it has to apply what was committed by then."""
+        told = self._told
+        if self._owed is None or (told is not None and told[0] != self._owed[0]):
+            self._owed = told
+        while self._owed is not None and self.core.applied_index >= self._owed[1]:
+            self._fresh_at = max(self._fresh_at, self._owed[2])
+            self._owed = told if told is not self._owed else None
+            if self._owed is None:
+                self._told = None
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
