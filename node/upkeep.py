@@ -70,7 +70,9 @@ class Upkeep:
     async def flush(self) -> None:
         """For ever: after `flush_log_bytes` of log the state is flushed and the segments it covers are deleted."""
         while True:
-            await asyncio.sleep(self._limits.node_heartbeat_ms / 1000)
+            await asyncio.sleep(
+                4 * self._limits.node_heartbeat_ms / 1000
+            )  # seldom: an idle node wakes for nothing else
             await self._map.keep()  # if the disk was full when it changed
             if self._log.total_bytes - self._flushed_at_bytes >= self._limits.flush_log_bytes:
                 self._flushed_at_bytes = self._log.total_bytes

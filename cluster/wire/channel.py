@@ -33,6 +33,8 @@ def options(limits: Limits) -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
         ("grpc.max_send_message_length", limits.message_bytes_max),
         ("grpc.max_receive_message_length", limits.message_bytes_max),
+        ("grpc.http2.bdp_probe", 0),  # else each message is answered by a ping to measure the line: dear when idle
+        ("grpc.http2.lookahead_bytes", limits.frame_bytes_max),  # the window, which the probe would have grown
         ("grpc.keepalive_time_ms", limits.keepalive_ms),
         ("grpc.keepalive_timeout_ms", 2 * limits.keepalive_ms),
         ("grpc.http2.ping_timeout_ms", 2 * limits.keepalive_ms),  # without it the timeout above means a minute

@@ -34,6 +34,8 @@ def options(limits: Limits) -> list[tuple[str, Any]]:
         ("grpc.so_reuseport", 0),
         ("grpc.max_send_message_length", limits.message_bytes_max),
         ("grpc.max_receive_message_length", limits.message_bytes_max),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.lookahead_bytes", limits.frame_bytes_max),
         ("grpc.keepalive_time_ms", limits.keepalive_ms),
         ("grpc.keepalive_timeout_ms", 2 * limits.keepalive_ms),
         ("grpc.http2.ping_timeout_ms", 2 * limits.keepalive_ms),
