@@ -1,9 +1,9 @@
 """Which node to ask: the shard map, followed by a watch on any node, and the leader of each shard as far as it is known.
 
-Laws: a map is replaced only by one of a higher epoch of the same cluster. A leader is a guess: the preferred replica first, then
-what NotLeader replies say, and after a failure the next replica of the list. A node that just failed is passed over for a
-while, so that the hints of followers who have not noticed yet do not lead back to it: briefly if its connection broke, which
-costs little to find out again, longer if it hangs.
+Laws: a map is replaced only by one of a higher epoch of the same cluster; one of the same epoch tells where nodes moved. A
+leader is a guess: the preferred replica first, then what NotLeader replies say, and after a failure the next replica of the
+list. A node that just failed is passed over for a while, so that the hints of followers who have not noticed yet do not lead
+back to it: briefly if its connection broke, which costs little to find out again, longer if it hangs.
 """
 
 from __future__ import annotations
@@ -119,8 +119,11 @@ class Router:
     def _install(self, shard_map: meta_pb2.ShardMap) -> None:
         if self.cluster_id and shard_map.cluster_id != self.cluster_id:
             raise TenfoldError(Code.WRONG_CLUSTER, "a node of another cluster answered at an address of this one")
-        if shard_map.epoch <= self.epoch:
+        if shard_map.epoch < self.epoch:
             return
+        self._address.update({member.node: member.address for member in shard_map.members})
+        if shard_map.epoch == self.epoch:
+            return  # what nodes hear of each other's addresses needs no epoch
         assert not self.shards or self.shards == len(shard_map.shards) - 1, "the number of shards never changes"
         self.cluster_id = shard_map.cluster_id
         self.epoch = shard_map.epoch

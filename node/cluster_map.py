@@ -56,10 +56,20 @@ class ClusterMap:
         """Follows a newer map; an older or equal one changes nothing."""
         if newer.cluster_id != self.current.cluster_id or newer.epoch <= self.current.epoch:
             return
+        self._forget_moved(newer)
         self.current = newer
         self._by_id = {shard.id: shard for shard in newer.shards}
         self._wake()
         await self._kept.write(self._identity, newer.SerializeToString())
+
+    def _forget_moved(self, newer: meta_pb2.ShardMap) -> None:
+        """A member that moved, of which nothing was heard since the map before, is where the newer map says: the old
+        Hello would else be told to clients under the new epoch, and they would believe it for good."""
+        before = {member.node: member.address for member in self.current.members}
+        for member in newer.members:
+            old = before.get(member.node)
+            if member.address != old and self._heard.get(member.node) == old:
+                self._heard.pop(member.node, None)
 
     def changed(self) -> asyncio.Future[None]:
         """Resolved at the next change of the map or of an address."""

@@ -24,8 +24,11 @@ from cluster.limits import Limits
 from cluster.ports import DiskFull, Handlers, StorageFailed
 from cluster.types import Role
 from node.app import Node, Ports
+from node.cluster_map import PATH as MAP_PATH
 from node.config import MemberConfig, NodeConfig
 from node.replica import Replica
+from node.storage.identity import Identity, Sealed
+from proto.gen import meta_pb2
 
 CLUSTER_ID = bytes(range(16))
 FIRST_PORT = 7400
@@ -166,6 +169,14 @@ class SimCluster:
             host.medium.kill()
         self.network.gone(process, silent=how == "power")
         self.loop.kill(process)
+
+    def knows_all(self, name: str) -> bool:
+        """Whether the node's disk has the present address of every node."""
+        identity = Identity(CLUSTER_ID, name)
+        body = Sealed(self.hosts[name].medium.disk.attach(), MAP_PATH).read(identity)
+        kept = {} if body is None else {m.node: m.address for m in meta_pb2.ShardMap.FromString(body).members}
+        first = {member.node: member.address for member in self.members}
+        return all((kept or first)[each] == host.address for each, host in self.hosts.items())
 
     def move(self, name: str) -> None:
         """The next incarnation listens elsewhere."""

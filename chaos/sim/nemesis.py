@@ -104,11 +104,14 @@ class Nemesis:
         return ", ".join(self._down(name, "power", fault.for_s * (1 + at)) for at, name in enumerate(self._cluster.up()))
 
     def _move(self, fault: Fault) -> str:
+        """The node comes back at another address. Only one that has on disk where the others are: who moves finds them,
+        and two who have lost each other can be found by nobody."""
         name = self._node(fault)
+        if name is None or not self._cluster.knows_all(name):
+            return ""
         told = self._down(name, "kill", fault.for_s)
-        if name is not None:
-            self._cluster.move(name)
-        return told
+        self._cluster.move(name)
+        return f"{told}, back at another address"
 
     def _pause(self, fault: Fault) -> str:
         return self._paused(self._node(fault), fault.for_s)
