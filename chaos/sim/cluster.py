@@ -14,13 +14,14 @@ from typing import Any
 
 from chaos.sim.clock import HostClock
 from chaos.sim.disk import Medium
+from chaos.sim.knobs import draw_limits
 from chaos.sim.loop import Process, SimLoop
 from chaos.sim.network import Network
 from chaos.sim.oracles import Oracles
 from chaos.sim.rpc import SimChannel, SimServer
 from chaos.sim.transcript import Transcript
 from client.client import Client
-from cluster.limits import Limits
+from cluster.limits import DEFAULT, Limits
 from cluster.ports import DiskFull, Handlers, StorageFailed
 from cluster.types import Role
 from node.app import Node, Ports
@@ -56,7 +57,15 @@ class Host:
 
 class SimCluster:
     def __init__(
-        self, loop: SimLoop, transcript: Transcript, seed: int, limits: Limits, *, nodes: int, shards: int, replicas: int
+        self,
+        loop: SimLoop,
+        transcript: Transcript,
+        seed: int,
+        limits: Limits,
+        *,
+        nodes: int,
+        shards: int,
+        replicas: int,
     ) -> None:
         self.loop = loop
         self.transcript = transcript
@@ -182,7 +191,9 @@ class SimCluster:
         """The next incarnation listens elsewhere."""
         host = self.hosts[name]
         host.moves += 1
-        host.address = f"{self.members[list(self.hosts).index(name)].address.partition(':')[0]}:{FIRST_PORT + host.moves}"
+        host.address = (
+            f"{self.members[list(self.hosts).index(name)].address.partition(':')[0]}:{FIRST_PORT + host.moves}"
+        )
 
     # -- what is true now ----------------------------------------------------------------------------------------------
 
@@ -191,7 +202,9 @@ class SimCluster:
 
     def replicas(self, shard: int) -> dict[str, Replica]:
         """Of the nodes that serve."""
-        found = {name: host.node.shards.replicas.get(shard) for name, host in self.hosts.items() if host.node is not None}
+        found = {
+            name: host.node.shards.replicas.get(shard) for name, host in self.hosts.items() if host.node is not None
+        }
         return {name: replica for name, replica in found.items() if replica is not None}
 
     def holders(self, shard: int) -> list[str]:
@@ -217,12 +230,13 @@ class SimCluster:
             self.clients.append(await self.loop.start(process, self._client(process.host, deadline_s), "client"))
 
     async def _client(self, name: str, deadline_s: float) -> Client:
+        chance = random.Random(f"{self._seed}/client/{name}")
         client = Client(
             [member.address for member in self.members],
             deadline_s=deadline_s,
             dial=lambda address: SimChannel(self.network, address),
-            random=random.Random(f"{self._seed}/client/{name}"),
-            limits=self.limits,
+            random=chance,
+            limits=draw_limits(chance, "client_", self.limits) if self.limits is not DEFAULT else DEFAULT,
         )
         await client.start()
         return client

@@ -101,7 +101,9 @@ class Nemesis:
         return self._down(self._node(fault), "power", fault.for_s)
 
     def _power_all(self, fault: Fault) -> str:
-        return ", ".join(self._down(name, "power", fault.for_s * (1 + at)) for at, name in enumerate(self._cluster.up()))
+        return ", ".join(
+            self._down(name, "power", fault.for_s * (1 + at)) for at, name in enumerate(self._cluster.up())
+        )
 
     def _move(self, fault: Fault) -> str:
         """The node comes back at another address. Only one that has on disk where the others are: who moves finds them,
@@ -203,7 +205,12 @@ class Nemesis:
         name = self._pick(self._everybody(), fault.draws[0])
         network = self._cluster.network
         factor = SLOW_FACTOR ** fault.draws[1]
-        links = [network.link(*pair) for other in self._everybody() if other != name and name for pair in ((name, other), (other, name))]
+        links = [
+            network.link(*pair)
+            for other in self._everybody()
+            if other != name and name
+            for pair in ((name, other), (other, name))
+        ]
         for link in links:
             link.slow = factor
 

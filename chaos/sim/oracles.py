@@ -5,6 +5,7 @@
     leader completeness       a leader's log holds the last entry that any replica applied in an earlier term
     commit never goes back    in one incarnation; nothing is applied that is not committed
     equal state               replicas at one applied index have one digest
+    no false alarm            nothing is quarantined where nothing was damaged
     invariants                each core's and each applier's `check_invariants`
 
 A breach raises nothing where it is seen, since production code could catch that: it is kept, and ends the run.
@@ -115,6 +116,8 @@ class Oracles:
     def look(self, *, thorough: bool) -> None:
         """Between two callbacks; `thorough` costs the size of the state."""
         for name, node in self.nodes.items():
+            for shard, reason in node.shards.quarantined.items():
+                self.breach(f"{name} has quarantined shard {shard}, and nothing was damaged: {reason}")
             for replica in node.shards.replicas.values():
                 self._look_at(name, node, replica, thorough)
 

@@ -28,6 +28,7 @@ from chaos.sim.schedule import NAMES, Fault, draw_schedule
 from chaos.sim.transcript import Transcript
 from chaos.workloads.kv import KvOptions, KvWorkload, Store, Value
 from client.client import Client
+from client.kv import Consistency
 from cluster.errors import TenfoldError
 from cluster.limits import DEFAULT
 
@@ -48,7 +49,7 @@ class Options(msgspec.Struct, frozen=True):
     nodes: int = 0  # 0: drawn
     shards: int = 3
     clients: int = CLIENTS
-    rate_per_s: int = 60
+    rate_per_s: int = 80
     kinds: tuple[str, ...] = NAMES
     schedule: tuple[Fault, ...] | None = None
     shipped_limits: bool = False
@@ -84,12 +85,17 @@ class _ProcessStore:
 
     def __init__(self, loop: SimLoop, process: Any, client: Client) -> None:
         self._loop, self._process, self._kv = loop, process, client.kv
+        self._reads = 0
 
     async def put(self, key: str, value: str, *, deadline_s: float) -> int:
         return await self._loop.start(self._process, self._kv.put(key, value, deadline_s=deadline_s), "put")
 
     async def get(self, key: str, *, deadline_s: float) -> Value | None:
-        return await self._loop.start(self._process, self._kv.get(key, deadline_s=deadline_s), "get")
+        """By the lease every other time: it promises the same."""
+        self._reads += 1
+        consistency: Consistency = "lease" if self._reads % 2 else "linearizable"
+        work = self._kv.get(key, consistency=consistency, deadline_s=deadline_s)
+        return await self._loop.start(self._process, work, "get")
 
     async def compare_and_set(self, key: str, value: str, *, version: int, deadline_s: float) -> int:
         work = self._kv.compare_and_set(key, value, version=version, deadline_s=deadline_s)
@@ -183,7 +189,7 @@ class Run:
             clients_per_key=4,
             operations_per_key=self.chance.choice((40, 80, 150)),
             rate_per_s=options.rate_per_s,
-            deadline_s=DEADLINE_S,
+            deadline_s=self.chance.choice((1.5, 3.0, DEADLINE_S)),
         )
         workload = KvWorkload(self.recorder, stores, options.shards, options.seed, kv)
         load = self.loop.create_task(workload.run(), name="load")

@@ -66,6 +66,8 @@ def draw_schedule(seed: int, duration_s: float, kinds: tuple[str, ...] = NAMES) 
         kind = chance.choices(used, taste)[0]
         low, high = kind.seconds
         for_s = low * (high / low) ** chance.random() if low else 0.0
-        faults.append(Fault(round(at_s, 6), kind.name, round(for_s, 6), (chance.random(), chance.random(), chance.random())))
+        faults.append(
+            Fault(round(at_s, 6), kind.name, round(for_s, 6), (chance.random(), chance.random(), chance.random()))
+        )
         at_s += pause_s * chance.expovariate(1.0)
     return faults
