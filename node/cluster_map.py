@@ -6,7 +6,9 @@ Addresses heard in a peer's Hello win over the map's, so a cluster whose nodes a
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
+from cluster.ports import DiskFull
 from node.storage.identity import Identity, Sealed
 from proto.gen import meta_pb2
 
@@ -22,11 +24,14 @@ class ClusterMap:
         self._identity = identity
         self._heard: dict[str, str] = {}
         self._waiters: list[asyncio.Future[None]] = []
+        self._writing = asyncio.Lock()
+        self._kept_epoch = first.epoch  # every node is born with it
         body = kept.read(identity)
         if body is not None:
             last = meta_pb2.ShardMap.FromString(body)
             if last.epoch > first.epoch:
                 self.current = last
+                self._kept_epoch = last.epoch
         self._by_id = {shard.id: shard for shard in self.current.shards}
 
     @property
@@ -60,7 +65,19 @@ class ClusterMap:
         self.current = newer
         self._by_id = {shard.id: shard for shard in newer.shards}
         self._wake()
-        await self._kept.write(self._identity, newer.SerializeToString())
+        await self.keep()
+
+    async def keep(self) -> None:
+        """Brings the file up to the newest map. Where the disk is full this map stays in memory, and whoever calls next
+        tries again. StorageFailed."""
+        async with (
+            self._writing
+        ):  # two may come at once, from a peer and from meta; the file is replaced by one at a time
+            newest = self.current
+            if newest.epoch > self._kept_epoch:
+                with suppress(DiskFull):
+                    await self._kept.write(self._identity, newest.SerializeToString())
+                    self._kept_epoch = newest.epoch
 
     def _forget_moved(self, newer: meta_pb2.ShardMap) -> None:
         """A member that moved, of which nothing was heard since the map before, is where the newer map says: the old

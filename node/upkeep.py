@@ -71,6 +71,7 @@ class Upkeep:
         """For ever: after `flush_log_bytes` of log the state is flushed and the segments it covers are deleted."""
         while True:
             await asyncio.sleep(self._limits.node_heartbeat_ms / 1000)
+            await self._map.keep()  # if the disk was full when it changed
             if self._log.total_bytes - self._flushed_at_bytes >= self._limits.flush_log_bytes:
                 self._flushed_at_bytes = self._log.total_bytes
                 await self.flush_now()

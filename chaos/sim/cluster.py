@@ -114,7 +114,11 @@ class SimCluster:
         """The process exits by itself."""
         told = "".join(traceback.format_exception(failure)) if failure is not None else ""
         self.transcript.note(host.name, f"ends: {type(failure).__name__}", told)
-        if not isinstance(failure, DiskFull) and not (isinstance(failure, StorageFailed) and host.excused):
+        if isinstance(failure, DiskFull):  # no reason to end for a node that serves
+            excused = host.node is None
+        else:
+            excused = isinstance(failure, StorageFailed) and host.excused
+        if failure is not None and not excused:
             self.oracles.breach(f"{host.name} ended by itself: {failure!r}\n{told}")
         host.excused = False
         self.end(host.name, "exit")

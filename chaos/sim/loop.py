@@ -71,9 +71,10 @@ class SimLoop(asyncio.BaseEventLoop):
         self.problems: list[str] = []
         self._order = random.Random(f"{seed}/order")
         self._permute = permute
+        self._timer_cancelled_count = 0
         self._collect_at = COLLECT_EVERY
         self._nobody = Context()
-        self.set_task_factory(self._make_task)
+        self.set_task_factory(self._make_task)  # type: ignore[arg-type]
         self.set_exception_handler(self._note_problem)
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ class SimLoop(asyncio.BaseEventLoop):
         process = PROCESS.get()
         return self.now if process is None else process.clock.monotonic()
 
-    def call_at(
+    def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """`when` is on the clock of the calling process."""

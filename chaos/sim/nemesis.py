@@ -115,6 +115,15 @@ class Nemesis:
         self._cluster.move(name)
         return f"{told}, back at another address"
 
+    def _stop(self, fault: Fault) -> str:
+        """Asked to stop: it hands over what it leads, drains and exits; its supervisor starts it again."""
+        name = self._leader(fault)
+        host = self._cluster.hosts[name] if name is not None else None
+        if host is None or host.node is None or host.process is None:
+            return ""
+        self._cluster.loop.hand(host.process, host.node.begin_stop)
+        return f"stop {name}"
+
     def _pause(self, fault: Fault) -> str:
         return self._paused(self._node(fault), fault.for_s)
 

@@ -178,14 +178,15 @@ class Network:
         if server is None:  # nobody there: a reset, if the way is free
             await sleep(CONNECT_S / 10)
             return None
-        forth, back = self.link(client.host, server.process.host), self.link(server.process.host, client.host)
+        process: Process = server.process
+        forth, back = self.link(client.host, process.host), self.link(process.host, client.host)
         if forth.blocked or back.blocked:
             await sleep(CONNECT_S)
             return None
         await sleep(min(CONNECT_S, forth.delay_s() + back.delay_s()))
         if forth.blocked or back.blocked or self.listening.get(address) is not server or client.dead:
             return None
-        connection = Connection(self, client, server.process)
+        connection = Connection(self, client, process)
         self._connections[connection] = None
         return connection
 
@@ -199,7 +200,7 @@ class Network:
     def gone(self, process: Process, *, silent: bool) -> None:
         """The process ended. Its kernel resets the connections, unless it went down too (`silent`): then the other ends
         notice by keepalive, or when the host is `back`."""
-        for address in [each for each, server in self.listening.items() if server.process is process]:
+        for address in [each for each, server in list(self.listening.items()) if server.process is process]:
             del self.listening[address]
         for connection in [each for each in self._connections if process in (each.client, each.server)]:
             connection.vanish(process)

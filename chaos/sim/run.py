@@ -49,7 +49,7 @@ class Options(msgspec.Struct, frozen=True):
     nodes: int = 0  # 0: drawn
     shards: int = 3
     clients: int = CLIENTS
-    rate_per_s: int = 80
+    rate_per_s: int = 130
     kinds: tuple[str, ...] = NAMES
     schedule: tuple[Fault, ...] | None = None
     shipped_limits: bool = False
@@ -186,7 +186,7 @@ class Run:
         pairs = zip(cluster.client_processes, cluster.clients, strict=True)
         stores: list[Store] = [_ProcessStore(self.loop, process, client) for process, client in pairs]
         kv = KvOptions(
-            clients_per_key=4,
+            clients_per_key=5,
             operations_per_key=self.chance.choice((40, 80, 150)),
             rate_per_s=options.rate_per_s,
             deadline_s=self.chance.choice((1.5, 3.0, DEADLINE_S)),

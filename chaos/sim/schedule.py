@@ -22,6 +22,7 @@ KINDS = (
     Kind("kill-leader", 3.0, (0.05, 3.0)),
     Kind("power", 2.0, (0.05, 4.0)),
     Kind("power-all", 0.5, (0.05, 1.0)),
+    Kind("stop", 2.0, (0.05, 1.0)),
     Kind("pause", 2.0, (0.02, 5.0)),
     Kind("pause-leader", 2.0, (0.02, 5.0)),
     Kind("cut", 2.0, (0.1, 8.0)),

@@ -11,6 +11,14 @@ from chaos.sim.clock import HostClock
 from chaos.sim.loop import Process, SimLoop, Stuck, run
 
 
+class Virtual:
+    """Time that costs none: only the loop's clock moves."""
+
+    @staticmethod
+    async def time(seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+
 def order_of(seed: int) -> list[int]:
     loop = SimLoop(seed)
     ran: list[int] = []
@@ -18,7 +26,7 @@ def order_of(seed: int) -> list[int]:
     async def work() -> None:
         for number in range(8):
             loop.call_soon(ran.append, number)
-        await asyncio.sleep(1)
+        await Virtual.time(1)
 
     run(loop, work())
     return ran
@@ -37,7 +45,7 @@ def test_hours_pass_at_once_and_timers_fire_when_due() -> None:
         fired: list[float] = []
         loop.call_later(7200, lambda: fired.append(loop.now))
         loop.call_later(3600, lambda: fired.append(loop.now))
-        await asyncio.sleep(10_000)
+        await Virtual.time(10_000)
         return fired
 
     assert run(loop, work()) == pytest.approx([3600, 7200], abs=0.01)
@@ -60,7 +68,7 @@ def test_timers_follow_the_clock_of_their_process() -> None:
 
     async def nap() -> tuple[float, float]:
         before = loop.time()
-        await asyncio.sleep(10)
+        await Virtual.time(10)
         return loop.time() - before, loop.now
 
     async def work() -> tuple[float, float]:
@@ -77,7 +85,7 @@ def test_a_paused_process_runs_nothing_until_it_is_resumed() -> None:
 
     async def beat() -> None:
         for _ in range(100):
-            await asyncio.sleep(0.1)
+            await Virtual.time(0.1)
             seen.append(loop.now)
 
     async def work() -> None:
@@ -98,13 +106,13 @@ def test_a_killed_process_ends_at_any_await() -> None:
 
     async def forever(name: str) -> None:
         try:
-            await asyncio.sleep(1000)
+            await Virtual.time(1000)
         finally:
             ended.append(name)
 
     async def work() -> Any:
         tasks = [loop.start(process, forever(name), name) for name in "ab"]
-        await asyncio.sleep(1)
+        await Virtual.time(1)
         loop.kill(process)
         return await asyncio.gather(*tasks, return_exceptions=True)
 
