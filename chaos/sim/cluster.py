@@ -120,7 +120,8 @@ class SimCluster:
             excused = isinstance(failure, StorageFailed) and host.excused
         if failure is not None and not excused:
             self.oracles.breach(f"{host.name} ended by itself: {failure!r}\n{told}")
-        host.excused = False
+        if isinstance(failure, StorageFailed):
+            host.excused = False
         self.end(host.name, "exit")
         self.loop.at(self.loop.now + START_AGAIN_S, self._start_again, host.name, host.lives)
 

@@ -22,6 +22,7 @@ FLOORS = {
     "session_expiry_ms": 60_000,
     "deadline_ms_max": 600_000,
     "calls_in_flight_max": 24,
+    "watches_max": 16,
     "virtual_nodes": 16,
 }
 """The least value drawn: with less the workload could do nothing, and nothing would be found."""

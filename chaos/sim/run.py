@@ -26,6 +26,7 @@ from chaos.sim.loop import SimLoop, run
 from chaos.sim.nemesis import Nemesis
 from chaos.sim.schedule import NAMES, Fault, draw_schedule
 from chaos.sim.transcript import Transcript
+from chaos.sim.watching import CAUGHT_UP_S, Watcher
 from chaos.workloads.kv import KvOptions, KvWorkload, Store, Value
 from client.client import Client
 from client.kv import Consistency
@@ -122,6 +123,7 @@ class Run:
         head = header(options.seed, {"duration_s": options.duration_s}, {"nodes": nodes, "shards": options.shards})
         self.recorder = Recorder(self.file, head, lambda: int(self.loop.now * 1e9))
         self.nemesis = Nemesis(self.cluster, self.recorder)
+        self.watcher = Watcher(options.shards)
         self.operations = 0
 
     def execute(self) -> SeedResult:
@@ -164,7 +166,11 @@ class Run:
         self.recorder.flush()
         data = self.file.getvalue()
         self.transcript.data(data)
-        judgement = judge(parse(data.split(b"\n")), Path(f"seed-{self.options.seed}"), STEPS_MAX)
+        history = parse(data.split(b"\n"))
+        watched = self.watcher.check(history.operations) if verdict == Verdict.OK.value else self.watcher.breaches
+        if watched:
+            return Verdict.VIOLATION.value, 0, watched
+        judgement = judge(history, Path(f"seed-{self.options.seed}"), STEPS_MAX)
         result = judgement.result
         reasons = [f"key {each.key}: {each.reason}" for each in judgement.violations]
         reasons += [f"lost: {each}" for each in judgement.durability.lost]
@@ -191,6 +197,8 @@ class Run:
             rate_per_s=options.rate_per_s,
             deadline_s=self.chance.choice((1.5, 3.0, DEADLINE_S)),
         )
+        watching = self.loop.start(cluster.client_processes[0], self.watcher.run(cluster.clients[0].kv), "watcher")
+        await self.watcher.started.wait()
         workload = KvWorkload(self.recorder, stores, options.shards, options.seed, kv)
         load = self.loop.create_task(workload.run(), name="load")
         looking = self.loop.create_task(self._look(), name="oracles")
@@ -208,14 +216,30 @@ class Run:
             await load
             self.recorder.record("nemesis", "ok", "healed")
             await workload.read_back()
+            await self._watch_catches_up(watching)
             self._look_once(thorough=True)
         finally:
             self.operations = workload.operations
             workload.stop()
-            looking.cancel()
-            load.cancel()
-            await asyncio.gather(load, looking, return_exceptions=True)
+            for task in (looking, load, watching):
+                task.cancel()
+            await asyncio.gather(load, looking, watching, return_exceptions=True)
             await cluster.close()
+
+    async def _watch_catches_up(self, watching: asyncio.Task[None]) -> None:
+        """Waits until the watcher was told the last acknowledged write of every key. NeverConverged."""
+        self.recorder.flush()
+        newest: dict[str, int] = {}
+        for each in parse(self.file.getvalue().split(b"\n")).operations:
+            if each.writes and each.type == "ok":
+                newest[each.key] = max(each.version or 0, newest.get(each.key, 0))
+        deadline = self.loop.now + CAUGHT_UP_S
+        while (missing := self.watcher.behind(newest)) and not self.watcher.breaches:
+            if watching.done():
+                watching.result()
+            if self.loop.now > deadline:
+                raise NeverConverged(f"{CAUGHT_UP_S:g} s after reading back {missing}")
+            await asyncio.sleep(LOOK_S)
 
     async def _look(self) -> None:
         at = 0
