@@ -151,6 +151,7 @@ class Network:
         self._links: dict[tuple[str, str], Link] = {}
         self._numbers: dict[str, int] = {}
         self._connections: dict[Connection, None] = {}
+        self._off: dict[str, None] = {}  # hosts without power
 
     def number(self, host: str) -> int:
         return self._numbers.setdefault(host, len(self._numbers))
@@ -200,6 +201,8 @@ class Network:
     def gone(self, process: Process, *, silent: bool) -> None:
         """The process ended. Its kernel resets the connections, unless it went down too (`silent`): then the other ends
         notice by keepalive, or when the host is `back`."""
+        if silent:
+            self._off[process.host] = None
         for address in [each for each, server in list(self.listening.items()) if server.process is process]:
             del self.listening[address]
         for connection in [each for each in self._connections if process in (each.client, each.server)]:
@@ -210,7 +213,8 @@ class Network:
             self.loop.at(self.loop.now + wait_s, connection.tell, other)
 
     def back(self, host: str) -> None:
-        """The host runs again: it resets connections that it does not know."""
+        """The host runs again, or can be reached again: it resets connections that it does not know."""
+        self._off.pop(host, None)
         for connection in [each for each in self._connections if not each.open]:
             for process, other in (
                 (connection.client, connection.server),
@@ -243,6 +247,8 @@ class Network:
             link.blocked = False
             for connection in self.between(source, target):
                 connection.unjam(connection.forth if connection.client.host == source else connection.back)
+            if source not in self._off:
+                self.back(source)
 
     def reset(self, one: str, other: str) -> None:
         for connection in self.between(one, other):
