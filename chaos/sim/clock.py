@@ -36,3 +36,19 @@ class HostClock:
         self._shown_s = self.monotonic()
         self._true_s = self._now()
         self.rate = rate
+
+
+class BusyClock:
+    """The same clock for a program that takes its time: each look at it costs `cost_s`, so that time passes inside callbacks."""
+
+    def __init__(self, clock: HostClock, spend: Callable[[float], None], cost_s: float) -> None:
+        self._clock = clock
+        self._spend = spend
+        self._cost_s = cost_s
+
+    def monotonic(self) -> float:
+        self._spend(self._cost_s)
+        return self._clock.monotonic()
+
+    def wall_ms(self) -> int:
+        return self._clock.wall_ms()

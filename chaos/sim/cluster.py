@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Coroutine
 from typing import Any
 
-from chaos.sim.clock import HostClock
+from chaos.sim.clock import BusyClock, HostClock
 from chaos.sim.disk import Medium
 from chaos.sim.knobs import draw_limits
 from chaos.sim.loop import Process, SimLoop
@@ -36,6 +36,9 @@ FIRST_PORT = 7400
 START_AGAIN_S = 0.3
 """After a node ended by itself, its supervisor starts it again."""
 
+LOOK_S = (0.0, 0.0, 0.00002, 0.0004)
+"""What one look at the clock costs a node; drawn for each host."""
+
 
 class Host:
     """A machine: its clock and disk outlive the processes on it."""
@@ -47,6 +50,7 @@ class Host:
         self.clock = HostClock(lambda: loop.now, offset_s=chance.uniform(1.0, 100_000.0))
         self.medium = Medium(seed, name)
         self.chance = chance
+        self.look_s = chance.choice(LOOK_S)
         self.process: Process | None = None
         self.node: Node | None = None
         self.lives = 0
@@ -147,7 +151,7 @@ class SimCluster:
             open_state=lambda: host.medium.attach_state(now),
             dial=lambda address: SimChannel(self.network, address),
             serve=self._serve,
-            clock=host.clock,
+            clock=BusyClock(host.clock, self.loop.spend, host.look_s) if host.look_s else host.clock,
             random=random.Random(host.chance.random()),
             spawn=self._spawn,
             boot_id=f"boot-{host.medium.boots}",

@@ -94,6 +94,10 @@ class SimLoop(asyncio.BaseEventLoop):
         """Calls back at true time `when`, in no process: what kernels, cables and disks do."""
         return self._at(when, callback, args, self._nobody)
 
+    def spend(self, seconds: float) -> None:
+        """The running callback takes so long."""
+        self.now += seconds
+
     def hand(self, process: Process, callback: Callable[..., object], *args: Any) -> None:
         """Runs the callback in a process, as soon as that runs."""
         self.call_soon(callback, *args, context=process.context)

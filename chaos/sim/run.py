@@ -11,9 +11,9 @@ import io
 import random
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ from chaos.history import Recorder, header, parse
 from chaos.judge import judge
 from chaos.sim.cluster import SimCluster
 from chaos.sim.knobs import draw_limits
-from chaos.sim.loop import SimLoop, run
+from chaos.sim.loop import Process, SimLoop, run
 from chaos.sim.nemesis import Nemesis
 from chaos.sim.schedule import NAMES, Fault, draw_schedule
 from chaos.sim.transcript import Transcript
@@ -30,8 +30,9 @@ from chaos.sim.watching import CAUGHT_UP_S, Watcher
 from chaos.workloads.kv import KvOptions, KvWorkload, Store, Value
 from client.client import Client
 from client.kv import Consistency
-from cluster.errors import TenfoldError
+from cluster.errors import Code, TenfoldError
 from cluster.limits import DEFAULT
+from cluster.ring.shard_map import first_map
 
 STEPS_MAX = 300_000
 """Of the checker per key: what takes longer is `unknown`, and a load that makes it so is a bad load."""
@@ -40,6 +41,10 @@ THOROUGH_EVERY = 10
 CONVERGE_S = 60.0
 DEADLINE_S = 8.0
 CLIENTS = 8
+IMPATIENT_SHARE = 0.01
+IMPATIENT_S = 0.02
+
+T = TypeVar("T")
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -82,25 +87,36 @@ class Violated(Exception):
 
 
 class _ProcessStore:
-    """A client's facade, called from outside of its process."""
+    """A client's facade, called from outside of its process. Some callers lose patience and cancel: then nobody knows what
+    became of the operation."""
 
-    def __init__(self, loop: SimLoop, process: Any, client: Client) -> None:
-        self._loop, self._process, self._kv = loop, process, client.kv
+    def __init__(self, loop: SimLoop, process: Process, client: Client, chance: random.Random) -> None:
+        self._loop, self._process, self._kv, self._chance = loop, process, client.kv, chance
         self._reads = 0
 
     async def put(self, key: str, value: str, *, deadline_s: float) -> int:
-        return await self._loop.start(self._process, self._kv.put(key, value, deadline_s=deadline_s), "put")
+        return await self._call(self._kv.put(key, value, deadline_s=deadline_s), "put")
 
     async def get(self, key: str, *, deadline_s: float) -> Value | None:
         """By the lease every other time: it promises the same."""
         self._reads += 1
         consistency: Consistency = "lease" if self._reads % 2 else "linearizable"
-        work = self._kv.get(key, consistency=consistency, deadline_s=deadline_s)
-        return await self._loop.start(self._process, work, "get")
+        return await self._call(self._kv.get(key, consistency=consistency, deadline_s=deadline_s), "get")
 
     async def compare_and_set(self, key: str, value: str, *, version: int, deadline_s: float) -> int:
         work = self._kv.compare_and_set(key, value, version=version, deadline_s=deadline_s)
-        return await self._loop.start(self._process, work, "cas")
+        return await self._call(work, "cas")
+
+    async def _call(self, work: Coroutine[Any, Any, T], name: str) -> T:
+        task = self._loop.start(self._process, work, name)
+        if self._chance.random() < IMPATIENT_SHARE:
+            self._loop.at(self._loop.now + self._chance.expovariate(1 / IMPATIENT_S), task.cancel)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if not task.cancelled():
+                raise
+            raise TenfoldError(Code.UNKNOWN_OUTCOME, "the caller lost patience") from None
 
 
 class Run:
@@ -190,7 +206,10 @@ class Run:
         cluster.open_clients(options.clients)
         await cluster.start_clients(DEADLINE_S)
         pairs = zip(cluster.client_processes, cluster.clients, strict=True)
-        stores: list[Store] = [_ProcessStore(self.loop, process, client) for process, client in pairs]
+        stores: list[Store] = [
+            _ProcessStore(self.loop, process, client, random.Random(f"{options.seed}/patience/{process.host}"))
+            for process, client in pairs
+        ]
         kv = KvOptions(
             clients_per_key=5,
             operations_per_key=self.chance.choice((40, 80, 150)),
@@ -281,8 +300,6 @@ class Run:
         return sorted(core)
 
     def _placement(self) -> list[list[str]]:
-        from cluster.ring.shard_map import first_map
-
         cluster = self.cluster
         members = [(each.node, each.address, each.zone) for each in cluster.members]
         placed = first_map(bytes(16), members, cluster.shards, cluster.replication_factor)
@@ -322,6 +339,3 @@ class Run:
 def run_seed(options: Options) -> SeedResult:
     """Runs one seed. It leaves nothing behind."""
     return Run(options).execute()
-
-
-__all__ = ["NeverConverged", "Options", "Run", "SeedResult", "TenfoldError", "run_seed"]
