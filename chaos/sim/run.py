@@ -25,6 +25,7 @@ from chaos.sim.knobs import draw_limits
 from chaos.sim.loop import Process, SimLoop, run
 from chaos.sim.nemesis import Nemesis
 from chaos.sim.schedule import NAMES, Fault, draw_schedule
+from chaos.sim.staleness import StaleReader
 from chaos.sim.transcript import Transcript
 from chaos.sim.watching import CAUGHT_UP_S, Watcher
 from chaos.workloads.kv import KvOptions, KvWorkload, Store, Value
@@ -59,6 +60,7 @@ class Options(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...] = NAMES
     schedule: tuple[Fault, ...] | None = None
     shipped_limits: bool = False
+    stale_bound: bool = False  # judge what stale reads say of their age
 
 
 class SeedResult(msgspec.Struct):
@@ -140,6 +142,7 @@ class Run:
         self.recorder = Recorder(self.file, head, lambda: int(self.loop.now * 1e9))
         self.nemesis = Nemesis(self.cluster, self.recorder)
         self.watcher = Watcher(options.shards)
+        self.stale = StaleReader(lambda: self.loop.now, random.Random(f"{options.seed}/stale"))
         self.operations = 0
 
     def execute(self) -> SeedResult:
@@ -183,6 +186,9 @@ class Run:
         data = self.file.getvalue()
         self.transcript.data(data)
         history = parse(data.split(b"\n"))
+        stale = self.stale.check(history.operations) if self.options.stale_bound else []
+        if stale:
+            return Verdict.VIOLATION.value, 0, stale
         watched = self.watcher.check(history.operations) if verdict == Verdict.OK.value else self.watcher.breaches
         if watched:
             return Verdict.VIOLATION.value, 0, watched
@@ -220,6 +226,8 @@ class Run:
         await self.watcher.started.wait()
         workload = KvWorkload(self.recorder, stores, options.shards, options.seed, kv)
         load = self.loop.create_task(workload.run(), name="load")
+        reader = self.stale.run(cluster.clients[-1].kv, lambda: workload.active)
+        reading = self.loop.start(cluster.client_processes[-1], reader, "stale reader")
         looking = self.loop.create_task(self._look(), name="oracles")
         looking.add_done_callback(lambda done: load.cancel())
         self.nemesis.run(self.schedule)
@@ -240,9 +248,9 @@ class Run:
         finally:
             self.operations = workload.operations
             workload.stop()
-            for task in (looking, load, watching):
+            for task in (looking, load, watching, reading):
                 task.cancel()
-            await asyncio.gather(load, looking, watching, return_exceptions=True)
+            await asyncio.gather(load, looking, watching, reading, return_exceptions=True)
             await cluster.close()
 
     async def _watch_catches_up(self, watching: asyncio.Task[None]) -> None:
