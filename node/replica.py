@@ -14,13 +14,15 @@ from collections.abc import Callable
 from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
 from cluster.raft.core import RaftCore
-from cluster.raft.messages import Entry, Message, Ready
+from cluster.raft.messages import Entry, Message, MessageKind, Ready
 from cluster.types import EntryKind, Role
 from node.machines.applier import Applier, Outcome, ParsedEntry
 from node.shard_clock import ShardClock
 from node.storage.view import ShardState
 from node.tickets import Proposal, Read
 from proto.gen import entry_pb2
+
+FROM_LEADER = frozenset((MessageKind.APPEND, MessageKind.HEARTBEAT))
 
 
 class Replica:
@@ -64,7 +66,11 @@ class Replica:
         self._watchers: list[asyncio.Future[None]] = []
         self._pulse_due = False
         self._pulse_proposed = False
-        self._fresh_at = 0.0
+        self._fresh_at = 0.0  # the state holds all that was acknowledged when its leader spoke at this time
+        self._owed: tuple[int, int, float] | None = (
+            None  # term, index: applying it makes the state fresh as of the time
+        )
+        self._told: tuple[int, int, float] | None = None  # the newest such word
         self.dropped_messages = 0
 
     # -- inputs, called from the transport and the services ------------------------------------------------------------
@@ -150,8 +156,9 @@ class Replica:
         inbox, self._inbox = self._inbox, []
         for message in inbox:
             core.step(message)
-        if inbox and core.leader and core.applied_index >= core.commit_index:
-            self._fresh_at = now
+            if message.kind in FROM_LEADER and message.sender == core.leader and message.term == core.term:
+                self._told = (message.term, message.hint_index, now)
+        self._freshen()
         self._follow_role()
         if self.leading:
             self.clock.wall_ms = wall_ms
@@ -204,6 +211,7 @@ class Replica:
         """After a slice of applies: reads whose index is reached, watchers, compaction."""
         core = self.core
         applied = core.applied_index
+        self._freshen()
         while self._confirmed and self._confirmed[0][0] <= applied:
             for read in self._confirmed.popleft()[1]:
                 self.answer(read)
@@ -259,6 +267,17 @@ class Replica:
         for proposal in self._take_proposals():
             proposal.fail(Code.UNKNOWN_OUTCOME if proposal.index else Code.SHUTTING_DOWN)
         self.wake_watchers()
+
+    def _freshen(self) -> None:
+        """A follower that lags is not fresh because its leader speaks: it has to apply what was committed by then."""
+        told = self._told
+        if self._owed is None or (told is not None and told[0] != self._owed[0]):
+            self._owed = told
+        while self._owed is not None and self.core.applied_index >= self._owed[1]:
+            self._fresh_at = max(self._fresh_at, self._owed[2])
+            self._owed = told if told is not self._owed else None
+            if self._owed is None:
+                self._told = None
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

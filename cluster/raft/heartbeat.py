@@ -11,10 +11,25 @@ def send_heartbeat(state: State, peer: int, *, silence: bool = False) -> None:
     """`commit` never goes beyond what the follower is known to hold."""
     progress = state.progress[peer]
     commit = min(progress.match, state.commit_index)
-    message = Message(HEARTBEAT, state.replica, peer, state.term, commit=commit, context=state.stamp, flag=silence)
+    message = Message(
+        HEARTBEAT,
+        state.replica,
+        peer,
+        state.term,
+        commit=commit,
+        hint_index=owed_index(state),
+        context=state.stamp,
+        flag=silence,
+    )
     send_as_leader(state, message)
     progress.sent = state.stamp
     state.stamp_used = True
+
+
+def owed_index(state: State) -> int:
+    """Who has applied this holds everything acknowledged so far: the commit index, or before the first commit of the term
+    the entry that opened it, since what earlier leaders acknowledged lies below that."""
+    return max(state.commit_index, state.term_start)
 
 
 def broadcast_heartbeat(state: State) -> None:

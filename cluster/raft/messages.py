@@ -58,8 +58,9 @@ class Message:
     APPEND: `index`/`log_term` precede the entries. APPEND_REPLY: `index` is the last index known to match, or with
     `reject` the index refused, and `hint_index`/`hint_term` say where to go on. VOTE: `index`/`log_term` of the
     candidate's last entry, `flag` for a leadership transfer. HEARTBEAT: `commit` (never above what the receiver is known
-    to hold), `flag`: the leader falls silent. SNAPSHOT: `index`/`log_term` of the snapshot. `context` of APPEND and
-    HEARTBEAT is the leader's stamp of sending, which the reply gives back: it confirms reads and carries the lease.
+    to hold), `flag`: the leader falls silent. SNAPSHOT: `index`/`log_term` of the snapshot. `hint_index` of APPEND and
+    HEARTBEAT: who has applied it holds all that was acknowledged when it was sent; `context` is the leader's stamp of
+    sending, which the reply gives back: it confirms reads and carries the lease.
     """
 
     __slots__ = (

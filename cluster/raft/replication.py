@@ -5,7 +5,7 @@ Appends are made when the driver takes the Ready, so that everything proposed si
 
 from __future__ import annotations
 
-from cluster.raft import quorum, read_index, transfer
+from cluster.raft import heartbeat, quorum, read_index, transfer
 from cluster.raft.messages import Message
 from cluster.raft.progress import Progress, ProgressState
 from cluster.raft.state import APPEND, SNAPSHOT, STAMP_SHIFT, State, send_as_leader
@@ -48,7 +48,16 @@ def _send_append(state: State, peer: int, progress: Progress) -> bool:
     if progress.next <= log.last_index:
         entries = log.slice(progress.next, log.last_index + 1, settings.append_bytes_max, settings.append_entries_max)
     message = Message(
-        APPEND, state.replica, peer, state.term, previous, term, state.commit_index, entries, context=state.stamp
+        APPEND,
+        state.replica,
+        peer,
+        state.term,
+        previous,
+        term,
+        state.commit_index,
+        entries,
+        hint_index=heartbeat.owed_index(state),
+        context=state.stamp,
     )
     send_as_leader(state, message)
     progress.sent = progress.appended = state.stamp

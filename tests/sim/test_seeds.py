@@ -63,6 +63,14 @@ def test_a_schedule_is_data() -> None:
     assert result.verdict == "ok" and result.faults == 1, told(result)
 
 
+@pytest.mark.parametrize("seed", [3, 10, 11])
+def test_a_replica_that_lags_says_so(seed: int) -> None:
+    """Its leader speaks, and what it was told to apply is far ahead of what it has."""
+    crashes = ("kill", "kill-leader", "power", "stop")
+    result = run_seed(Options(seed=seed, duration_s=15.0, kinds=crashes, stale_bound=True))
+    assert result.verdict == "ok", told(result)
+
+
 @pytest.mark.parametrize("name", ["heartbeat-commits-all", "votes-for-an-older-log", "applies-twice"])
 def test_a_bug_is_found(name: str) -> None:
     with infected(CATALOGUE[name]):
