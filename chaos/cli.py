@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import signal
-from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
 import typer
 
+from client.cli.interrupts import until_signalled
 from client.cli.output import Exit, Output, fail, note, run_command
 from cluster.errors import invalid
 
-R = TypeVar("R")
-
+UNDOING = "interrupted; undoing what was done to the cluster"
 SHORTEST_S, LONGEST_S = 1.0, 86_400.0
 UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
 
@@ -56,7 +53,7 @@ def run_kill(
 
     Exit code 0: verdict ok; 1: a violation; 2: undecided; 3: the cluster never healed; 4: the run itself crashed.
     """
-    code = run_command(_until_signalled(_run_kill(nodes, replicas, shards, duration, seed, out, Output(json))))
+    code = run_command(until_signalled(_run_kill(nodes, replicas, shards, duration, seed, out, Output(json)), UNDOING))
     raise typer.Exit(code)
 
 
@@ -113,7 +110,7 @@ def nemesis_kill(
     json: Json = False,
 ) -> None:
     """Kill and restart nodes of a running cluster; never a majority, and every node runs again at the end."""
-    code = run_command(_until_signalled(_nemesis_kill(directory, duration, seed, out, Output(json))))
+    code = run_command(until_signalled(_nemesis_kill(directory, duration, seed, out, Output(json)), UNDOING))
     raise typer.Exit(code)
 
 
@@ -134,25 +131,3 @@ async def _nemesis_kill(directory: Path, duration: str, seed: int | None, out: P
     document = {"faults": injected.kills, "healed": True, "seed": chosen, "history": str(injected.history)}
     output.result(document, f"{injected.kills} kills, every node is back; seed {chosen}; {injected.history}")
     return Exit.OK
-
-
-async def _until_signalled(work: Coroutine[Any, Any, R]) -> R:
-    """Runs `work`. The first SIGTERM or SIGINT cancels it, and no other keeps it from undoing what it has to undo."""
-    task = asyncio.current_task()
-    assert task is not None
-    loop = asyncio.get_running_loop()
-
-    def interrupt() -> None:
-        if not task.cancelling():
-            task.cancel()
-            note("interrupted; undoing what was done to the cluster")
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, interrupt)
-    try:
-        return await work
-    except asyncio.CancelledError:
-        raise KeyboardInterrupt from None
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)

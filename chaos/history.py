@@ -184,7 +184,8 @@ def parse(lines: Iterable[bytes]) -> History:
             try:
                 event = decoder.decode(line)
             except msgspec.MsgspecError as error:
-                raise HistoryError(number, f"not an event: {error}") from None
+                intact = f"the {number - 2} events before it are intact"
+                raise HistoryError(number, f"not an event: {error}; {intact}") from None
             pairing.add(event, number)
     if first is None:
         raise HistoryError(1, "the header is missing")

@@ -212,7 +212,7 @@ class Batcher:
         if error.code in (Code.UNAVAILABLE, Code.INTERNAL):
             # The answer may have been larger than a message: expect the worst until small values are seen again.
             self._get_bytes = self._limits.value_bytes_max
-        if error.code is Code.UNAVAILABLE:
+        if error.code in (Code.UNAVAILABLE, Code.UNREACHABLE):
             self._router.failed(node, hangs=isinstance(failure, TimeoutError))
         for queue, flight in call.flights:
             queue.attempt_failed(flight, error, effect, node)

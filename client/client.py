@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from client.arguments import addresses as checked_addresses
+from client.arguments import seconds
 from client.batcher import Batcher
 from client.kv import Kv
 from client.router import Router
@@ -26,7 +28,7 @@ from cluster.wire import channel
 
 class Client:
     """`addresses` are host:port of some nodes. `deadline_s` bounds each operation that names no other. Entering raises
-    TenfoldError Unavailable if no node can be reached in that time."""
+    TenfoldError Unreachable if no node can be reached in that time, DeadlinePassed if it was too short to ask them all."""
 
     def __init__(
         self,
@@ -41,9 +43,12 @@ class Client:
     ) -> None:
         if len(principal) > limits.principal_bytes_max:
             raise invalid("principal", f"{len(principal)} characters, at most {limits.principal_bytes_max}")
+        if seconds(deadline_s, "deadline_s", limits) < 0:
+            raise invalid("deadline_s", f"{deadline_s:g}, must not be negative")
+        seeds = checked_addresses(addresses)
         clock, random = clock or LoopClock(), random or random_module.Random()
         self._tasks = Tasks()
-        self._router = Router(list(addresses), dial, self._tasks, clock, random, limits)
+        self._router = Router(seeds, dial, self._tasks, clock, random, limits)
         self._batcher = Batcher(self._router, self._tasks, clock, random, limits, principal)
         self._deadline_s = deadline_s
         self.kv = Kv(Surroundings(self._router, self._batcher, self._tasks, clock, random, limits, deadline_s))

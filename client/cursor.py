@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from xxhash import xxh3_64_intdigest
 
+from client.arguments import text as as_text
 from cluster.errors import Code, TenfoldError
 
 FORMAT = 1
@@ -70,7 +71,7 @@ def _encode(kind: int, cluster_id: bytes, query: int, body: bytes) -> str:
 
 def _decode(name: str, text: str, kind: int, cluster_id: bytes, query: int) -> bytes:
     try:
-        raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        raw = base64.b64decode(as_text(text, name) + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise TenfoldError(Code.INVALID_CURSOR, f"{name}: malformed") from None
     body, check = raw[: -_CHECK.size], raw[-_CHECK.size :]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
+from client.arguments import each_of, octets
 from client.operations import OP_BYTES, Operations, op_error
 from client.requests import Command, Get, Got, Write, Written
 from client.results import (
@@ -120,7 +121,7 @@ class Kv:
         self, keys: Iterable[Key], *, consistency: Consistency = "linearizable", deadline_s: float | None = None
     ) -> list[KvValue | None]:
         """One answer per key, in order; each key is read on its own, not all at one moment."""
-        wanted = [self._operations.key(key, f"keys[{position}]") for position, key in enumerate(keys)]
+        wanted = [self._operations.key(key, f"keys[{position}]") for position, key in enumerate(each_of(keys, "keys"))]
         by_shard: dict[int, list[int]] = {}
         for position, key in enumerate(wanted):
             by_shard.setdefault(self._router.shard_of(key), []).append(position)
@@ -251,7 +252,7 @@ class Kv:
         if key is not None:
             raw = self._operations.key(key)
             return Watch(self._around, raw, raw + b"\0", [self._router.shard_of(raw)], token)
-        query = ScanQuery.of(prefix or b"", b"", b"", reverse=False, keys_only=False)
+        query = ScanQuery.of(octets(prefix, "prefix"), b"", b"", reverse=False, keys_only=False)
         return Watch(self._around, query.start, query.end, query.shards(self._router), token)
 
     # -- inside --------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from client.arguments import octets, whole
 from client.results import (
     Compare,
     CompareAndDelete,
@@ -38,13 +39,13 @@ class Operations:
         self._value_max = limits.value_bytes_max
 
     def key(self, key: Key, where: str = "key") -> bytes:
-        raw = key.encode() if isinstance(key, str) else bytes(key)
+        raw = key if type(key) is bytes else octets(key, where)
         if not 0 < len(raw) <= self._key_max:
             raise invalid(where, f"{len(raw)} bytes, must be 1 to {self._key_max}")
         return raw
 
     def value(self, value: Value, where: str = "value") -> bytes:
-        raw = value.encode() if isinstance(value, str) else bytes(value)
+        raw = value if type(value) is bytes else octets(value, where)
         if len(raw) > self._value_max:
             raise invalid(where, f"{len(raw)} bytes, must be 0 to {self._value_max}")
         return raw
@@ -52,7 +53,7 @@ class Operations:
     def ttl(self, ttl_ms: int | None) -> int:
         if ttl_ms is None:
             return 0
-        if not 1 <= ttl_ms <= self._limits.ttl_ms_max:
+        if not 1 <= whole(ttl_ms, "ttl_ms") <= self._limits.ttl_ms_max:
             raise invalid("ttl_ms", f"{ttl_ms}, must be 1 to {self._limits.ttl_ms_max}")
         return ttl_ms
 
@@ -67,9 +68,9 @@ class Operations:
         if type(entry) is Put and entry.ttl_ms is None:
             key, value = entry.key, entry.value
             if isinstance(key, str):
-                key = key.encode()
+                key = octets(key, "key")
             if isinstance(value, str):
-                value = value.encode()
+                value = octets(value, "value")
             plain = type(key) is bytes and type(value) is bytes
             if plain and 0 < len(key) <= self._key_max and len(value) <= self._value_max:
                 return key, KvOp(key=key, value=value), len(key) + len(value) + OP_BYTES
@@ -84,7 +85,7 @@ class Operations:
             case Delete():
                 return KvOp(kind=KvOp.DELETE, key=self.key(entry.key))
             case Increment():
-                if not _NUMBER_MIN <= entry.delta <= _NUMBER_MAX:
+                if not _NUMBER_MIN <= whole(entry.delta, "delta") <= _NUMBER_MAX:
                     raise invalid("delta", f"{entry.delta}, must fit 64 bits with a sign")
                 return KvOp(
                     kind=KvOp.INCREMENT, key=self.key(entry.key), delta=entry.delta, ttl_ms=self.ttl(entry.ttl_ms)
@@ -106,6 +107,8 @@ class Operations:
         raise invalid("entry", f"{type(entry).__name__} is no operation")
 
     def compare(self, compare: Compare) -> KvCompare:
+        if compare.condition not in _TARGETS:
+            raise invalid("condition", f"{compare.condition!r}, must be one of {', '.join(_TARGETS)}")
         built = KvCompare(target=_TARGETS[compare.condition], key=self.key(compare.key))
         by_value = compare.condition in (Condition.VALUE_EQUAL, Condition.VALUE_NOT_EQUAL)
         if by_value != isinstance(compare.operand, str | bytes):
@@ -145,7 +148,7 @@ class Operations:
 
 
 def _version(version: int) -> int:
-    if not 0 <= version <= _VERSION_MAX:
+    if not 0 <= whole(version, "version") <= _VERSION_MAX:
         raise invalid("version", f"{version}, must be 0 to {_VERSION_MAX}")
     return version
 

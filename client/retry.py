@@ -7,7 +7,7 @@ passes while any attempt is in doubt is never told as a failure.
 
 from __future__ import annotations
 
-from cluster.errors import TABLE, Code, TenfoldError
+from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
 from cluster.ports import ChannelBroken, Random
 
@@ -39,7 +39,8 @@ def of_call(error: Exception) -> tuple[TenfoldError, bool]:
         case TenfoldError():
             return error, not error.definite
         case ChannelBroken():
-            return TenfoldError(Code.UNAVAILABLE, str(error)), error.sent
+            code = Code.UNAVAILABLE if error.sent else Code.UNREACHABLE
+            return TenfoldError(code, _plain(str(error))), error.sent
         case TimeoutError():
             return TenfoldError(Code.UNAVAILABLE, "no answer from the node"), True
         case _:
@@ -64,14 +65,63 @@ def settled(error: TenfoldError, in_doubt: bool) -> TenfoldError:
     return TenfoldError(code, f"an earlier attempt is in doubt; the last one: {describe(error)}")
 
 
-def at_deadline(in_doubt: bool, last: TenfoldError | None) -> TenfoldError:
-    """How an operation ends when its deadline passes. `last` is the last error of its attempts, or of what they wait for."""
-    told = f"; the last error: {describe(last)}" if last is not None else ""
+class Trouble:
+    """What the attempts of one shard's requests have met since `since`, none of them having been answered OK."""
+
+    __slots__ = ("leaderless", "reached", "since")
+
+    def __init__(self, now: float) -> None:
+        self.since = now
+        self.leaderless = False  # a replica answered that it does not lead and knows of no leader
+        self.reached = False  # some attempt was sent
+
+    def add(self, error: TenfoldError, hint: str) -> None:
+        self.leaderless = self.leaderless or (error.code is Code.NOT_LEADER and not hint)
+        self.reached = self.reached or error.code is not Code.UNREACHABLE
+
+
+WITHOUT_LEADER = frozenset({Code.NOT_LEADER, Code.SHUTTING_DOWN, Code.UNKNOWN_OUTCOME, Code.UNAVAILABLE, *ATTEMPT_OVER})
+"""What attempts end by while a shard has no leader, besides UNREACHABLE."""
+
+
+def at_deadline(
+    in_doubt: bool, last: TenfoldError | None, shard: int = 0, trouble: Trouble | None = None, now: float = 0.0
+) -> TenfoldError:
+    """How an operation on `shard` ends when its deadline passes. `in_doubt`: it may have been applied. `last` is the last error
+    of its attempts, or of what they wait for."""
+    found = _why(last, trouble, now)
+    where = f"shard {shard}: " if shard else ""
     if in_doubt:
-        return TenfoldError(Code.DEADLINE_EXCEEDED, TABLE[Code.DEADLINE_EXCEEDED].meaning + told)
-    if last is not None and last.definite and last.code is not Code.DEADLINE_PASSED:
+        return TenfoldError(Code.DEADLINE_EXCEEDED, f"{where}{found.message}; it may have been applied or not")
+    certainty = "; nothing was applied" if found.code is Code.DEADLINE_PASSED else ""
+    return TenfoldError(found.code, f"{where}{found.message}{certainty}", **found.details)
+
+
+def _why(last: TenfoldError | None, trouble: Trouble | None, now: float) -> TenfoldError:
+    """A definite error that says what kept the operation from its end."""
+    code = last.code if last is not None else None
+    tried = f" for {max(0.0, now - trouble.since):.1f} s" if trouble is not None else ""
+    leaderless = trouble is not None and trouble.leaderless and (code is Code.UNREACHABLE or code in WITHOUT_LEADER)
+    if leaderless or code is Code.NOT_LEADER:
+        asked = "is a majority of its replicas up? `tenfold status` shows"
+        return TenfoldError(Code.NOT_LEADER, f"no leader found{tried}; {asked}")
+    if last is None:
+        return TenfoldError(Code.DEADLINE_PASSED, "no answer within the deadline")
+    if code is Code.UNREACHABLE and (trouble is None or not trouble.reached):
+        asked = "is the cluster up? `tenfold status` shows"
+        return TenfoldError(Code.UNREACHABLE, f"none of its replicas could be reached{tried} ({last.message}); {asked}")
+    if last.definite and code not in (Code.DEADLINE_PASSED, Code.UNREACHABLE):
         return TenfoldError(last.code, f"{last.message}; tried until the deadline", **last.details)
-    return TenfoldError(Code.DEADLINE_PASSED, TABLE[Code.DEADLINE_PASSED].meaning + told)
+    return TenfoldError(Code.DEADLINE_PASSED, f"no answer within the deadline; the last error: {describe(last)}")
+
+
+def _plain(text: str) -> str:
+    """grpc's account of a connection that was not made, in a few words."""
+    if "connection refused" in text.lower():
+        return "connection refused"
+    if text.startswith("failed to connect") and ("timed out" in text or "Timeout" in text):
+        return "no answer"
+    return text
 
 
 def describe(error: TenfoldError) -> str:

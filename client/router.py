@@ -32,8 +32,7 @@ class Router:
     def __init__(
         self, addresses: list[str], dial: Dial, tasks: Tasks, clock: Monotonic, random: Random, limits: Limits
     ) -> None:
-        if not addresses:
-            raise TenfoldError(Code.INVALID_ARGUMENT, "addresses: at least one is needed")
+        assert addresses, "the client checks what it is given"
         self._seeds = list(addresses)
         self._dial, self._tasks, self._clock, self._random, self._limits = dial, tasks, clock, random, limits
         self._channels: dict[str, Channel] = {}
@@ -46,24 +45,31 @@ class Router:
         self._refreshed_at = float("-inf")
         self._next_seed = random.randrange(0, len(addresses))  # not all clients follow one node
         self._has_map = asyncio.Event()
-        self._last_error: TenfoldError | None = None
+        self._failures: dict[str, TenfoldError] = {}  # by address; until there is a map
         self.cluster_id = b""
         self.epoch = 0
         self.shards = 0
 
     async def start(self, timeout_s: float) -> None:
-        """Returns when a map is known. UNAVAILABLE if no node gave one in time, or what a node said about it."""
+        """Returns when a map is known. If none came in time, UNREACHABLE when every node failed to give one, DEADLINE_PASSED
+        when there was no time to ask them all: nothing else was sent, so both are definite."""
         if not timeout_s > 0:
-            raise TenfoldError(Code.DEADLINE_PASSED)
+            raise TenfoldError(Code.DEADLINE_PASSED, "the deadline had passed before the operation was tried")
         self._follower = self._tasks(self._follow(), "shard map")
         try:
             async with asyncio.timeout(timeout_s):
                 await self._has_map.wait()
         except TimeoutError:
-            last = f" ({describe(self._last_error)})" if self._last_error else ""
-            raise TenfoldError(
-                Code.UNAVAILABLE, f"no node could be reached at {', '.join(self._seeds)}{last}"
-            ) from None
+            raise self._unreached(timeout_s) from None
+
+    def _unreached(self, timeout_s: float) -> TenfoldError:
+        why = "; ".join(dict.fromkeys(_reason(error) for error in self._failures.values()))
+        if self._failures.keys() < set(self._seeds):
+            told = f" ({why})" if why else ""
+            return TenfoldError(Code.DEADLINE_PASSED, f"no node gave the shard map within {timeout_s:g} s{told}")
+        where = ", ".join(self._seeds)
+        asked = "is the cluster up? `tenfold status` shows"
+        return TenfoldError(Code.UNREACHABLE, f"no node could be reached at {where} ({why}); {asked}")
 
     async def close(self) -> None:
         channels, self._channels = list(self._channels.values()), {}
@@ -90,10 +96,12 @@ class Router:
         failures = 0
         while True:
             started = self._clock.monotonic()
+            address = self._next_address()
             try:
-                await self._follow_one(self._next_address())
+                await self._follow_one(address)
             except (ChannelBroken, TimeoutError, TenfoldError) as error:
-                self._last_error, _ = of_call(error)
+                if not self._has_map.is_set():
+                    self._failures[address], _ = of_call(error)
             failures = 1 if self._clock.monotonic() - started >= STEADY_S else failures + 1
             await asyncio.sleep(backoff_s(failures, self._limits, self._random))
 
@@ -183,3 +191,8 @@ class Router:
             return True
         del self._down_until[node]
         return False
+
+
+def _reason(error: TenfoldError) -> str:
+    """A connection that failed says so by its message alone."""
+    return error.message if error.code in (Code.UNREACHABLE, Code.UNAVAILABLE) else describe(error)

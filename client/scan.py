@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple, Self
 
+from client.arguments import octets, whole
 from client.cursor import decode_cursor, encode_cursor, query_hash
 from client.requests import Query
 from client.results import Key, KvItem, Page
@@ -42,7 +43,7 @@ class ScanQuery(NamedTuple):
 
     @classmethod
     def of(cls, prefix: Key, start: Key, end: Key, *, reverse: bool, keys_only: bool) -> Self:
-        raw_prefix, raw_start, raw_end = (k.encode() if isinstance(k, str) else bytes(k) for k in (prefix, start, end))
+        raw_prefix, raw_start, raw_end = octets(prefix, "prefix"), octets(start, "start"), octets(end, "end")
         if raw_prefix:
             if raw_start or raw_end:
                 raise invalid("prefix", "a range is a prefix, or a start and an end, not both")
@@ -137,7 +138,7 @@ class Scan:
         consistency: node_pb2.Consistency.ValueType,
         deadline_s: float | None,
     ) -> None:
-        if limit is not None and limit < 1:
+        if limit is not None and whole(limit, "limit") < 1:
             raise invalid("limit", f"{limit}, must be at least 1")
         self._around = around
         self._query = query
@@ -174,7 +175,7 @@ class Scan:
 
     async def page(self, items: int = PAGE_ITEMS_DEFAULT) -> Page:
         """Up to `items` items, fewer only at the end of the range or of the scan's limit."""
-        if items < 1:
+        if whole(items, "items") < 1:
             raise invalid("items", f"{items}, must be at least 1")
         given: list[KvItem] = []
         while len(given) < items and await self._fill():

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from client.flights import CommandFlight, Flight, GetFlight, Join, Ledger, OpenFlight, QueryFlight, own_command
 from client.requests import Command, Get, Pending, Query, Write
-from client.retry import ATTEMPT_OVER, again, at_deadline, of_code, settled
+from client.retry import ATTEMPT_OVER, Trouble, again, at_deadline, of_code, settled
 from client.router import Router
 from client.session import Session
 from client.tasks import Monotonic
@@ -58,6 +58,7 @@ class ShardQueue:
         self.resting = False
         self.failures = 0
         self.redirects = 0
+        self._trouble: Trouble | None = None
         self._better: bool | None = None  # what this call's first routing error taught
         self.stale_node = router.any_replica(shard) if stale else ""
         self._router, self._ledger, self._clock, self._limits = router, ledger, clock, limits
@@ -72,6 +73,8 @@ class ShardQueue:
     # -- before a call -------------------------------------------------------------------------------------------------
 
     def add(self, pending: Write | Command | Get | Query) -> None:
+        if self._trouble is not None and not self.waits and not self._flying:
+            self._trouble = None  # that of others, who are gone
         if isinstance(pending, Get):
             self._gets.append(pending)
         elif isinstance(pending, Query):
@@ -202,6 +205,7 @@ class ShardQueue:
             return self.attempt_failed(flight, error, not error.definite, node, reply.leader, answer=reply.index > 0)
         del self._flying[flight]
         self.failures = self.redirects = 0
+        self._trouble = None
         flight.deliver(reply, self._ledger)
         flight.close()
         if isinstance(flight, OpenFlight):
@@ -219,22 +223,31 @@ class ShardQueue:
         for this very sequence, which settles every earlier attempt."""
         del self._flying[flight]
         flight.error = error
+        self._met(error, hint)
         if error.code is Code.SESSION_EXPIRED and isinstance(flight, CommandFlight):
             return self._session_expired(flight, error)
         flight.in_doubt = flight.in_doubt or effect
         retriable = again(error, flight.deadline - self._clock.monotonic())
         better = self._learn(error, node, hint) if retriable else True
-        if not retriable:
+        if isinstance(flight, OpenFlight) and (error.retriable or error.code in ATTEMPT_OVER):
+            self._open_error = error  # writes whose time is up end by `expire`; the others open again
+        elif not retriable:
             self._end(flight, settled(error, flight.in_doubt and not answer and isinstance(flight, CommandFlight)))
         elif isinstance(flight, CommandFlight):
             self._keep(flight)
-        elif isinstance(flight, OpenFlight):
-            self._open_error = error
         else:
             for pending in flight.pending:
                 pending.error = error
             self._put_back(flight.pending)
         return better
+
+    def _met(self, error: TenfoldError, hint: str) -> None:
+        if self._trouble is None:
+            self._trouble = Trouble(self._clock.monotonic())
+        self._trouble.add(error, hint)
+
+    def _at_deadline(self, in_doubt: bool, last: TenfoldError | None) -> TenfoldError:
+        return at_deadline(in_doubt, last, self.shard, self._trouble, self._clock.monotonic())
 
     def _keep(self, flight: CommandFlight) -> None:
         """To be sent again as it is; dropped if nobody waits for it any more."""
@@ -279,7 +292,7 @@ class ShardQueue:
         if isinstance(flight, OpenFlight):  # no session to be had: the writes that wait cannot be sent, surely
             waiting, self._writes = self._writes, deque()
             for pending in waiting:
-                self._ledger.finish(pending, error if error.definite else at_deadline(False, error))
+                self._ledger.finish(pending, error if error.definite else self._at_deadline(False, error))
 
     def _learn(self, error: TenfoldError, node: str, hint: str) -> bool:
         """Whom to ask next. True if that is known to be better than waiting; decided once a call."""
@@ -326,10 +339,8 @@ class ShardQueue:
                 earliest = min(earliest, pending.deadline)
                 kept.append(pending)
                 continue
-            error = pending.error
-            # a read whose attempts broke was tried: "exceeded" is the truer word, and a read has no outcome to doubt
-            tried = error is not None and not error.definite
-            self._ledger.finish(pending, at_deadline(tried, error or self._open_error))
+            # What waits here was not sent, or only asks: nothing was applied.
+            self._ledger.finish(pending, self._at_deadline(False, pending.error or self._open_error))
         if len(kept) < len(waiting):
             waiting.clear()
             waiting.extend(kept)  # type: ignore[arg-type]
@@ -339,9 +350,10 @@ class ShardQueue:
         living = [pending for pending in flight.pending if not pending.left]
         due = [pending for pending in living if pending.deadline <= now]
         # While others wait for the same sub-request it is sent again and may yet be applied: unknown for those who leave.
-        in_doubt = flying or flight.in_doubt or len(due) < len(living)
+        # A read has no effect, so there is nothing to doubt.
+        in_doubt = isinstance(flight, CommandFlight) and (flying or flight.in_doubt or len(due) < len(living))
         for pending in due:
-            self._ledger.finish(pending, at_deadline(in_doubt, flight.error))
+            self._ledger.finish(pending, self._at_deadline(in_doubt, flight.error or pending.error))
         return min((pending.deadline for pending in living if pending.deadline > now), default=float("inf"))
 
     def shut(self, error: TenfoldError, unknown: TenfoldError) -> None:

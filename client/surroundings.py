@@ -6,10 +6,11 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from client.arguments import seconds
 from client.batcher import Batcher
 from client.router import Router
 from client.tasks import Monotonic, Tasks
-from cluster.errors import Code, TenfoldError, invalid
+from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
 from cluster.ports import Random
 
@@ -25,12 +26,10 @@ class Surroundings:
     deadline_s: float
 
     def deadline(self, deadline_s: float | None) -> float:
-        """The moment on the clock. DeadlinePassed if it is no later than now: nothing was sent."""
-        left_s = self.deadline_s if deadline_s is None else deadline_s
+        """The moment on the clock. DeadlinePassed if it is no later than now: nothing was sent. InvalidArgument."""
+        left_s = self.deadline_s if deadline_s is None else seconds(deadline_s, "deadline_s", self.limits)
         if not left_s > 0:
-            raise TenfoldError(Code.DEADLINE_PASSED)
-        if left_s * 1000 > self.limits.deadline_ms_max:
-            raise invalid("deadline_s", f"{left_s:g}, must be at most {self.limits.deadline_ms_max / 1000:g}")
+            raise TenfoldError(Code.DEADLINE_PASSED, "the deadline had passed before the operation was tried")
         return self.clock.monotonic() + left_s
 
     def future(self) -> asyncio.Future[Any]:

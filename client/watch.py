@@ -106,7 +106,7 @@ class Watch:
         return known
 
     async def start(self) -> None:
-        """Returns when every shard has confirmed its place. DeadlineExceeded after the client's deadline; Compacted."""
+        """Returns when every shard has confirmed its place. NotLeader after the client's deadline; Compacted."""
         if self._confirmed is not None:
             return
         self._confirmed = self._around.future()
@@ -118,7 +118,9 @@ class Watch:
         except TimeoutError:
             await self.stop()
             waiting = ", ".join(map(str, sorted(self._unconfirmed)))
-            raise TenfoldError(Code.DEADLINE_EXCEEDED, f"no leader confirmed the watch of shards {waiting}") from None
+            told = f"shard{'s' * (len(self._unconfirmed) > 1)} {waiting}: no leader confirmed the watch within {self._around.deadline_s:g} s"
+            asked = "is a majority of their replicas up? `tenfold status` shows"
+            raise TenfoldError(Code.NOT_LEADER, f"{told}; {asked}") from None
         except BaseException:
             await self.stop()
             raise
@@ -224,7 +226,7 @@ class _ShardStream:
                 error, hint = refused.error, refused.leader
             except (ChannelBroken, TimeoutError, TenfoldError) as failure:
                 error, _ = of_call(failure)
-                if error.code is Code.UNAVAILABLE:
+                if error.code in (Code.UNAVAILABLE, Code.UNREACHABLE):
                     router.failed(node, hangs=False)
             late = error.code in (Code.DEADLINE_PASSED, Code.DEADLINE_EXCEEDED)
             if not error.retriable and not late:

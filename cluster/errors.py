@@ -35,7 +35,7 @@ class Code(IntEnum):
     SHUTTING_DOWN = 61
     QUARANTINED = 62
     DISK_FULL = 63
-    STORAGE_FAILED = 64
+    UNREACHABLE = 64
     # time and the unknown
     DEADLINE_PASSED = 80
     DEADLINE_EXCEEDED = 81
@@ -80,11 +80,11 @@ TABLE: dict[Code, Row] = {
     Code.SHUTTING_DOWN: Row(True, True, Refresh.LEADER, "the node is stopping"),
     Code.QUARANTINED: Row(True, True, Refresh.LEADER, "the replica's storage was found corrupt"),
     Code.DISK_FULL: Row(True, True, Refresh.LEADER, "the node's disk is full"),
-    Code.STORAGE_FAILED: Row(False, True, Refresh.LEADER, "a write to disk failed; the node stops"),
-    Code.DEADLINE_PASSED: Row(True, False, Refresh.NOTHING, "the deadline had passed before the operation was tried"),
+    Code.UNREACHABLE: Row(True, True, Refresh.LEADER, "no connection to the node could be made; nothing was sent"),
+    Code.DEADLINE_PASSED: Row(True, False, Refresh.NOTHING, "the deadline passed and nothing was applied"),
     Code.DEADLINE_EXCEEDED: Row(False, False, Refresh.NOTHING, "no answer within the deadline"),
     Code.UNKNOWN_OUTCOME: Row(False, True, Refresh.LEADER, "leadership was lost while the entry was in flight"),
-    Code.UNAVAILABLE: Row(False, True, Refresh.LEADER, "the connection broke or no node could be reached"),
+    Code.UNAVAILABLE: Row(False, True, Refresh.LEADER, "the connection broke or the node did not answer"),
     Code.SESSION_EXPIRED: Row(False, False, Refresh.SESSION, "the session is unknown or its window was passed"),
     Code.INTERNAL: Row(False, False, Refresh.NOTHING, "a bug in the server"),
 }

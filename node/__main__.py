@@ -16,7 +16,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, TextIO, cast
 
@@ -64,9 +64,11 @@ class LogFile:
 
 
 class TaskSpawn:
-    """The Spawn port of a process: keeps a reference, and logs a task that died."""
+    """The Spawn port of a process: keeps a reference. A task that died of an exception is a bug: it is logged, and told
+    to `on_died` once that is set."""
 
     def __init__(self) -> None:
+        self.on_died: Callable[[BaseException], None] | None = None
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._log = structlog.get_logger("tasks")
 
@@ -79,7 +81,11 @@ class TaskSpawn:
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
-            self._log.error("background task died", task=task.get_name(), exc_info=task.exception())
+            error = task.exception()
+            assert error is not None
+            self._log.error("background task died", task=task.get_name(), exc_info=error)
+            if self.on_died is not None:
+                self.on_died(error)
 
 
 def main(arguments: list[str]) -> int:
@@ -112,6 +118,7 @@ def main(arguments: list[str]) -> int:
 async def _run(config: NodeConfig, directory: Path) -> int:
     disk = RealDisk(directory)
     identity = Identity(config.cluster, config.node)
+    spawn = TaskSpawn()
     ports = Ports(
         disk=disk,
         open_state=lambda: RocksState(directory / "state", identity),
@@ -119,14 +126,15 @@ async def _run(config: NodeConfig, directory: Path) -> int:
         serve=lambda handlers, address: Server(handlers, address=address, limits=DEFAULT),
         clock=SystemClock(),
         random=random.Random(),
-        spawn=TaskSpawn(),
+        spawn=spawn,
         boot_id=boot_id(),
     )
     node = Node(config, ports, DEFAULT)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, node.begin_stop)
+    spawn.on_died = node.fail
     await node.start()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):  # before this a signal ends the process, and nothing is lost by it
+        loop.add_signal_handler(number, node.begin_stop)
     _write_run_file(directory, node)
     gc.collect()
     gc.freeze()  # what lives for ever is not looked at again

@@ -25,6 +25,7 @@ from node.cluster_map import ClusterMap
 from node.config import NodeConfig
 from node.peer_events import PeerEvents
 from node.pump import Pump
+from node.replica import Replica
 from node.services.front import NodeService
 from node.shards import Shards
 from node.snapshots import Snapshots
@@ -92,7 +93,7 @@ class Node:
         )
         self.log.release(self.state.durable_applied)  # else every restart would leave a small segment behind
         self._assemble()
-        self.shards.open_all(recovered, reborn=lived is not None)
+        self.shards.open_all(recovered, reborn=lived is not None or config.born)
         if lived is None:  # the shards' births are durable before this node may be said to have lived
             self.log.append([])
             await self.log.sync()
@@ -137,7 +138,7 @@ class Node:
             clock=ports.clock,
             limits=limits,
             send_snapshot=lambda replica, message: self.snapshots.send(replica, message),
-            on_failed=self._failed,
+            on_failed=self.fail,
         )
         self.shards = Shards(
             node=config.node,
@@ -191,11 +192,11 @@ class Node:
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
-            self._failed(task.exception())
+            self.fail(task.exception())
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def _failed(self, error: BaseException | None) -> None:
+    def fail(self, error: BaseException | None) -> None:
         """A failed write or a bug: nothing more is acknowledged; the node stops without tidying what it cannot trust."""
         log.error("node failed", node=self.config.node, error=repr(error))
         if not self.stopped.done():
@@ -238,7 +239,7 @@ class Node:
         while self.ports.clock.monotonic() < deadline and any(r.core.role is Role.LEADER for r in self._handing_over()):
             await asyncio.sleep(self.limits.tick_ms / 1000)
 
-    def _handing_over(self) -> list[Any]:
+    def _handing_over(self) -> list[Replica]:
         return [replica for replica in self.shards.replicas.values() if replica.core.transferring]
 
     async def close_storage(self) -> None:

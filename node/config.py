@@ -30,6 +30,8 @@ class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
     replication_factor: int
     members: list[MemberConfig]
     zone: str = ""
+    born: bool = False
+    """The launcher has seen this node run before: an empty directory is a lost one, and its replicas must not vote."""
 
     @property
     def cluster(self) -> bytes:

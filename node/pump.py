@@ -13,9 +13,9 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from cluster.errors import Code
+from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
-from cluster.ports import Clock, DiskFull, StorageFailed
+from cluster.ports import Clock, DiskFull
 from cluster.raft.messages import Message, MessageKind, Ready
 from node.replica import Replica
 from node.storage.log import Log, ShardRound
@@ -31,12 +31,11 @@ logger = structlog.get_logger("pump")
 class Step:
     """What one core wants done in a round, and how far its log reaches once the round is synced."""
 
-    __slots__ = ("last_index", "last_term", "ready", "replica", "to_sync")
+    __slots__ = ("last_index", "last_term", "ready", "replica")
 
     def __init__(self, replica: Replica, ready: Ready) -> None:
         self.replica = replica
         self.ready = ready
-        self.to_sync = bool(ready.entries or ready.hard_state or ready.snapshot)
         log = replica.core.log
         self.last_index = log.last_index
         self.last_term = log.term_at(log.last_index) or 0
@@ -95,6 +94,10 @@ class Pump:
         await done
 
     @property
+    def jobs_waiting(self) -> int:
+        return len(self._jobs)
+
+    @property
     def batch_pending(self) -> bool:
         """Something is applied that the state engine has not taken yet."""
         return bool(self._batch)
@@ -135,8 +138,12 @@ class Pump:
         ticks = int((now - self._ticked_at) / tick_s)
         if ticks > 0:
             self._ticked_at += ticks * tick_s
-            for replica in self.replicas.values():
-                replica.tick(ticks, now)
+            try:
+                for replica in self.replicas.values():
+                    replica.tick(ticks, now)
+            except Exception as error:  # whoever called: a broken law of a core stops the node
+                self._on_failed(error)
+                raise
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
@@ -147,7 +154,7 @@ class Pump:
         work = self._step_dirty()
         rounds, self._first_rounds = self._first_rounds, []
         for step in work:
-            if step.to_sync:
+            if step.ready.must_sync:
                 ready = step.ready
                 rounds.append(
                     ShardRound(
@@ -215,7 +222,7 @@ class Pump:
     def _after_sync(self, work: list[Step]) -> None:
         for step in work:
             core = step.replica.core
-            if step.to_sync:
+            if step.ready.must_sync:
                 core.persisted(step.last_index, step.last_term)
             self._send(step.replica, step.ready.messages_after)
             if core.has_ready():
@@ -266,10 +273,13 @@ class Pump:
         for job, done in jobs:
             try:
                 await job()
-            except StorageFailed as error:
-                done.set_exception(error)
+            except TenfoldError as error:  # the caller decides; the pump goes on
+                if not done.done():
+                    done.set_exception(error)
+            except Exception as error:  # a failed write or a broken law: the node stops
+                if not done.done():
+                    done.set_exception(error)
                 raise
-            except Exception as error:  # the job's caller decides; the pump goes on
-                done.set_exception(error)
             else:
-                done.set_result(None)
+                if not done.done():  # whoever asked may be gone
+                    done.set_result(None)

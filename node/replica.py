@@ -62,21 +62,26 @@ class Replica:
         self._reads: list[Read] = []  # not yet handed to the core
         self._confirming: dict[int, list[Read]] = {}  # by read context
         self._confirmed: deque[tuple[int, list[Read]]] = deque()  # wait until the index is applied
+        self._pending_reads = 0
         self._context = 0
-        self._watchers: list[asyncio.Future[None]] = []
+        self._watchers: dict[asyncio.Future[None], None] = {}
         self._pulse_due = False
         self._pulse_proposed = False
         self._fresh_at = 0.0  # the state holds all that was acknowledged when its leader spoke at this time
-        self._owed: tuple[int, int, float] | None = (
-            None  # term, index: applying it makes the state fresh as of the time
-        )
+        # Term, index and time: applying the index makes the state fresh as of the time.
+        self._owed: tuple[int, int, float] | None = None
         self._told: tuple[int, int, float] | None = None  # the newest such word
         self.dropped_messages = 0
 
     # -- inputs, called from the transport and the services ------------------------------------------------------------
 
     def receive(self, message: Message) -> None:
-        if len(self._inbox) >= self.limits.inbox_messages_max:
+        limits = self.limits
+        if len(self._inbox) >= limits.inbox_messages_max or (
+            message.kind == MessageKind.APPEND
+            # The state engine stalls and applying with it: the leader will send it again.
+            and self.core.log.bytes > limits.log_bytes_kept_max + 2 * limits.proposal_bytes_pending_max
+        ):
             self.dropped_messages += 1
             return
         self._inbox.append(message)
@@ -108,9 +113,10 @@ class Replica:
         """Queues a linearizable read: answered when the commit index of now, confirmed by a later round, is applied."""
         if self.core.role is not Role.LEADER:
             read.fail(Code.NOT_LEADER)
-        elif len(self._reads) + sum(map(len, self._confirming.values())) >= self.limits.reads_pending_max:
+        elif self._pending_reads >= self.limits.reads_pending_max:
             read.fail(Code.OVERLOADED, f"shard {self.shard}: too many reads wait")
         else:
+            self._pending_reads += 1
             self._reads.append(read)
             self.touch()
 
@@ -125,7 +131,7 @@ class Replica:
     def stale_read(self, read: Read, now: float) -> None:
         """Answers at once from what is applied here. A leader without its lease asks around instead, being the one
         replica whose age nobody else bounds."""
-        if self.leading:
+        if self.core.role is Role.LEADER:
             self.lease_read(read)
         else:
             read.stale_ms = self.stale_ms(now)
@@ -181,7 +187,7 @@ class Replica:
         """Time passes for an awake core; the shard clock of a leader runs on in silence."""
         core = self.core
         if not core.silent:
-            core.tick(ticks if core.role is Role.LEADER else min(ticks, self.limits.heartbeat_ticks))
+            core.tick(ticks)
             if core.has_ready():
                 self.touch()
         if self.leading:
@@ -213,8 +219,7 @@ class Replica:
         applied = core.applied_index
         self._freshen()
         while self._confirmed and self._confirmed[0][0] <= applied:
-            for read in self._confirmed.popleft()[1]:
-                self.answer(read)
+            self._answer_all(self._confirmed.popleft()[1])
         self.wake_watchers()
         point = core.compaction_point()
         if point > core.log.base_index:
@@ -241,11 +246,15 @@ class Replica:
     def changed(self) -> asyncio.Future[None]:
         """Resolved when something was applied or leadership changed."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watchers.append(future)
+        self._watchers[future] = None
+        future.add_done_callback(self._forget_watcher)
         return future
 
+    def _forget_watcher(self, future: asyncio.Future[None]) -> None:
+        self._watchers.pop(future, None)
+
     def wake_watchers(self) -> None:
-        watchers, self._watchers = self._watchers, []
+        watchers, self._watchers = self._watchers, {}
         for future in watchers:
             if not future.done():
                 future.set_result(None)
@@ -257,6 +266,7 @@ class Replica:
             self._settle(proposal)
             proposal.fail(code)
         reads, self._reads = self._reads, []
+        self._pending_reads -= len(reads)
         for read in reads:
             read.fail(code)
 
@@ -352,13 +362,18 @@ class Replica:
         for state in ready.read_states:
             reads = self._confirming.pop(state.context, [])
             if state.index < 0:
+                self._pending_reads -= len(reads)
                 for read in reads:
                     read.fail(Code.NOT_LEADER)
             elif state.index <= self.core.applied_index:
-                for read in reads:
-                    self.answer(read)
+                self._answer_all(reads)
             else:
                 self._confirmed.append((state.index, reads))
+
+    def _answer_all(self, reads: list[Read]) -> None:
+        self._pending_reads -= len(reads)
+        for read in reads:
+            self.answer(read)
 
     def _settle(self, proposal: Proposal) -> None:
         self._pending_requests -= 1
@@ -372,6 +387,7 @@ class Replica:
             taken.extend(reads)
         self._reads, self._confirming = [], {}
         self._confirmed.clear()
+        self._pending_reads = 0
         return taken
 
     def _take_proposals(self) -> list[Proposal]:

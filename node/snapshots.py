@@ -7,6 +7,7 @@ leaves a replica that recovery brings to one side or the other.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import structlog
@@ -15,9 +16,10 @@ from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
 from cluster.ports import ChannelBroken, Spawn
 from cluster.raft.messages import Message, MessageKind
+from cluster.types import Role
 from node.pump import Pump
 from node.replica import Replica
-from node.storage.view import NodeState, SnapshotSource
+from node.storage.view import NodeState, SnapshotSink, SnapshotSource
 from node.transport.codec import from_wire, to_wire
 from node.transport.peers import Peers
 from proto.gen import peer_pb2
@@ -74,9 +76,10 @@ class Snapshots:
         async def job() -> None:
             if self._pump.batch_pending:
                 raise TenfoldError(Code.OVERLOADED, "the state engine stalls")
+            if replica.core.role is not Role.LEADER or replica.core.term != message.term:
+                raise TenfoldError(Code.NOT_LEADER)  # it was asked for in a term that has passed
             point = replica.core.snapshot_point()
             message.index, message.log_term = point.index, point.term
-            message.term = replica.core.term
             header = peer_pb2.SnapshotHeader(
                 message=to_wire(replica.shard, message),
                 voters=point.configuration.voters,
@@ -105,45 +108,57 @@ class Snapshots:
             replica.receive(message)  # the core answers with what it has
             return peer_pb2.SnapshotReply(accepted=False, reason="not wanted")
         replica.installing = True
-        try:
-            return await self._install(replica, header, message, chunks)
-        finally:
-            replica.installing = False
-
-    async def _install(
-        self, replica: Replica, header: peer_pb2.SnapshotHeader, message: Message, chunks: AsyncIterator[bytes]
-    ) -> peer_pb2.SnapshotReply:
         sink = replica.state.begin_install()
         try:
             async for pairs in chunks:
                 await sink.add(pairs)
         except BaseException:
             sink.abort()
+            replica.installing = False
             raise
-        installed = False
+        # From here on the install is the node's own affair: the sender may die, and this call with it.
+        installed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._spawn(self._install(replica, sink, header, message, installed), f"install-{replica.shard}")
+        accepted = await asyncio.shield(installed)
+        return peer_pb2.SnapshotReply(accepted=accepted, reason="" if accepted else "no longer wanted")
+
+    async def _install(
+        self,
+        replica: Replica,
+        sink: SnapshotSink,
+        header: peer_pb2.SnapshotHeader,
+        message: Message,
+        installed: asyncio.Future[bool],
+    ) -> None:
+        done = False
 
         async def job() -> None:
-            nonlocal installed
+            nonlocal done
             if self._pump.batch_pending or not replica.core.wants_snapshot(message):
                 sink.abort()
                 return
-            replica.to_apply.clear()
+            assert not replica.to_apply, "what is handed out is applied before a job runs"
             sink.commit(message.index, message.log_term, header.time_ms)
-            await self._state.flush()
             replica.applier.load(replica.state.view, header.time_ms)
             replica.core.step(message)  # at once: nothing that waits in the inbox may come between
             assert replica.core.commit_index == message.index, "a wanted snapshot is accepted"
             replica.touch()
-            installed = True
+            await self._state.flush()  # before the log's base moves, which the next round does
+            done = True
 
-        await self._pump.exclusively(job)
-        if not installed:
-            return peer_pb2.SnapshotReply(accepted=False, reason="no longer wanted")
-        await self._pump.exclusively(_nothing)  # the round in which the base moved is synced
-        sink.finish()
-        self.installed += 1
-        log.info("snapshot installed", shard=replica.shard, index=message.index)
-        return peer_pb2.SnapshotReply(accepted=True)
+        try:
+            await self._pump.exclusively(job)
+            if done:
+                await self._pump.exclusively(_nothing)  # the round in which the base moved is synced
+                sink.finish()
+                self.installed += 1
+                log.info("snapshot installed", shard=replica.shard, index=message.index)
+        except TenfoldError as error:
+            log.info("snapshot not installed", shard=replica.shard, reason=error.message)
+        finally:
+            replica.installing = False
+            if not installed.done():
+                installed.set_result(done)
 
 
 async def _nothing() -> None:

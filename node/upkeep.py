@@ -23,7 +23,7 @@ from proto.gen import entry_pb2, meta_pb2, node_pb2
 log = structlog.get_logger("upkeep")
 
 QUARANTINED_NEEDS_NOTHING = 2**63
-"""A quarantined replica is rebuilt from its peers, so it pins no log segment."""
+"""A quarantined replica pins no log segment: what its log still holds was copied aside (node/storage/evidence.py)."""
 
 
 class Upkeep:

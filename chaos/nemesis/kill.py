@@ -34,7 +34,7 @@ class Victims(Protocol):
 
     async def kill(self, *nodes: str) -> None: ...
 
-    async def restart(self, *nodes: str) -> None: ...
+    async def restart(self, *nodes: str) -> list[str]: ...
 
     async def status(self) -> list[NodeStatus]: ...
 
@@ -155,7 +155,7 @@ class KillNemesis:
                 raise NeverHealed(f"{each.node} ended, and not by the nemesis; its log says why")
         return {each.node: each.reply for each in statuses if each.reply is not None}
 
-    async def _carry_out(self, f: str, node: str, work: Awaitable[None]) -> None:
+    async def _carry_out(self, f: str, node: str, work: Awaitable[object]) -> None:
         try:
             await work
         except TenfoldError as error:

@@ -59,7 +59,10 @@ def up(
     A directory that holds a cluster is started again with its own settings. The nodes run on until `down`.
     """
     given = {"nodes": nodes, "replicas": replicas, "shards": shards, "zones": zones}
-    run_command(_decided(_up(given, directory, foreground, base_port, timeout, Output(json))))
+    from client.cli.interrupts import until_signalled
+
+    work = _decided(_up(given, directory, foreground, base_port, timeout, Output(json)))
+    run_command(until_signalled(work, "interrupted; nodes that do not listen yet are ended"))
 
 
 async def _up(
@@ -75,7 +78,10 @@ async def _up(
     try:
         if cluster.layout.exists():
             _refuse_other_settings(cluster, given, zones)
-        started = await cluster.start()
+        try:
+            started = await cluster.start()
+        finally:
+            _note_lost(cluster)
         total = len(cluster.nodes)
         note(f"{len(started)} of {total} nodes started, {total - len(started)} ran already")
         if not foreground:
@@ -264,12 +270,28 @@ async def _act(done: str, nodes: list[str] | None, every: bool, directory: Path,
         "resumed": cluster.resume,
         "restarted": cluster.restart,
     }
-    if every and done not in ("restarted", "stopped"):  # --all means all that run, as long as one does
+    if every and done != "restarted":  # --all means all that run, as long as one does
         chosen = list(cluster.launcher.processes(chosen)) or chosen
-    killed = await actions[done](*chosen)
-    _note_killed(killed or [])
-    document = {"action": done, "nodes": chosen} | ({} if killed is None else {"killed": killed})
-    output.result(document, f"{done} {', '.join(chosen)}")
+    try:
+        special = await actions[done](*chosen)
+    finally:
+        _note_lost(cluster)
+    document: dict[str, Any] = {"action": done, "nodes": chosen}
+    if special is not None:
+        document["running" if done == "resumed" else "killed"] = special
+    if done != "resumed":
+        _note_killed(special or [])
+        output.result(document, f"{done} {', '.join(chosen)}")
+        return
+    for node in special or []:
+        note(f"{node} was not paused, it was running")
+    resumed = [node for node in chosen if node not in (special or [])]
+    output.result(document, f"resumed {', '.join(resumed)}" if resumed else "no node was paused")
+
+
+def _note_lost(cluster: LocalCluster) -> None:
+    for node in cluster.launcher.lost:
+        note(f"{node} lost its data: its replicas are quarantined, they neither vote nor serve; see `tenfold status`")
 
 
 def _note_killed(nodes: list[str]) -> None:

@@ -49,6 +49,8 @@ def node_document(status: NodeStatus) -> dict[str, Any]:
         "state": str(status.condition),
         "pid": status.pid,
     }
+    if status.trouble:
+        document["trouble"] = status.trouble
     if status.reply is not None:
         reply = status.reply
         document |= {
@@ -71,8 +73,11 @@ def status_row(status: NodeStatus) -> list[object]:
     row: list[object] = [status.node, status.zone or NONE, status.address, str(status.condition), status.pid or NONE]
     if status.reply is None:
         silent = "" if status.pid is None or status.condition != "running" else "does not answer"
-        return [*row, NONE, NONE, NONE, NONE, NONE, NONE, silent]
-    trouble = ", ".join(f"{shard_name(int(shard))} quarantined" for shard in told["quarantined"])
+        return [*row, NONE, NONE, NONE, NONE, NONE, NONE, status.trouble or silent]
+    alike: dict[str, list[str]] = {}
+    for shard, reason in told["quarantined"].items():
+        alike.setdefault(reason, []).append(shard_name(int(shard)))
+    trouble = "; ".join(f"{', '.join(shards)} quarantined: {reason}" for reason, shards in alike.items())
     counts = [len(told["leads"]), len(told["replicas"]), len(told["peers_up"])]
     used = [size(told["log_bytes"]), size(told["resident_bytes"]), f"{told['cpu_seconds']:.1f}"]
     return [*row, *counts, *used, trouble]
@@ -84,7 +89,8 @@ def shard_name(shard: int) -> str:
 
 def ring_documents(shard_map: meta_pb2.ShardMap, statuses: Sequence[NodeStatus]) -> list[dict[str, Any]]:
     """One document a shard, meta first. `applied_index` is the leader's; a replica's lag is how many committed entries it
-    has not applied, counted to the highest commit index known of the shard; the shard's is the largest of them."""
+    has not applied, counted to the highest commit index known of the shard; the shard's is the largest of them. Without a
+    leader the shard's are unknown."""
     replies = {each.node: each.reply for each in statuses if each.reply is not None}
     leading = leaders(replies.values())
     return [
@@ -108,7 +114,7 @@ def _shard_document(
         "term": known[leader].term if leader is not None else None,
         "preferred_leader": shard.replicas[0].node,
         "applied_index": known[leader].applied_index if leader is not None else None,
-        "lag": max((each["lag"] for each in replicas if each["lag"] is not None), default=None),
+        "lag": max((each["lag"] for each in replicas if each["lag"] is not None), default=None) if leader else None,
         "replicas": replicas,
     }
 

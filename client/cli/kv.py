@@ -1,23 +1,28 @@
 """`tenfold kv`: read and write keys, load and dump files.
 
 Standard output carries the result only; `get` and `dump` write bytes as they are. Exit codes: 0 ok, 1 failed, 2 some outcome is
-unknown, 64 usage.
+unknown, 64 usage. What a command is given is named in errors as it is on the command line.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from client.cli.output import Exit, Output, fail, note, run_command
+from client.cli.output import CALLERS_MISTAKES, Exit, Failure, Output, fail, note, run_command
+from cluster.errors import TenfoldError
 
 if TYPE_CHECKING:
+    from client.cli.dump import ByteSink
+    from client.cli.load import Loaded, Source
     from client.client import Client
-    from client.watch import WatchEvent
+    from client.watch import Watch, WatchEvent
 
 DEFAULT_DIRECTORY = Path(".tenfold")
 DEADLINE_S = 10.0
@@ -42,9 +47,39 @@ def raw(text: str) -> bytes:
     return os.fsencode(text)
 
 
-def _client(directory: Path, deadline_s: float) -> Client:
-    from client.client import Client
+OPTIONS = {
+    "deadline_s": "--deadline",
+    "ttl_ms": "--ttl-ms",
+    "version": "--if-version",
+    **{name: f"--{name}" for name in ("prefix", "start", "end", "limit", "cursor", "token", "dir", "format")},
+}
+"""Fields of the client, as a user of the command line gives them."""
 
+
+def _run(work: Coroutine[Any, Any, None], **options: str) -> None:
+    """Runs a command. `options` are added to the names of OPTIONS."""
+    run_command(_named(work, OPTIONS | options))
+
+
+async def _named(work: Coroutine[Any, Any, None], options: dict[str, str]) -> None:
+    try:
+        await work
+    except TenfoldError as error:
+        field, colon, problem = error.message.partition(": ")
+        if error.code not in CALLERS_MISTAKES or not colon or field not in options:
+            raise
+        raise TenfoldError(error.code, f"{options[field]}: {problem}", **error.details) from None
+
+
+def _client(directory: Path, deadline_s: float) -> Client:
+    """Fails at once if no node of the cluster runs: there is nothing to wait for."""
+    from client.client import Client
+    from cluster.local.launcher import Launcher
+    from cluster.local.layout import Layout
+
+    layout = Layout(directory)
+    if not Launcher(layout).processes(layout.read().names):
+        fail(Exit.FAILED, f"the cluster in {layout.root} is down; `tenfold up --dir {layout.root}` starts it")
     return Client.from_directory(directory, deadline_s=deadline_s)
 
 
@@ -62,7 +97,7 @@ def put(
 ) -> None:
     """Write a key; prints the version."""
     content = sys.stdin.buffer.read() if value == "-" else raw(value)
-    run_command(_put(key, content, ttl_ms, if_version, directory, deadline, Output(json)))
+    _run(_put(key, content, ttl_ms, if_version, directory, deadline, Output(json)))
 
 
 async def _put(
@@ -91,7 +126,7 @@ def get(
     json: Json = False,
 ) -> None:
     """Read a key; prints its value and a line feed. Exit code 1 if there is no such key."""
-    run_command(_get(key, consistency, directory, deadline, Output(json)))
+    _run(_get(key, consistency, directory, deadline, Output(json)))
 
 
 async def _get(key: str, consistency: Consistency, directory: Path, deadline_s: float, output: Output) -> None:
@@ -121,7 +156,7 @@ def delete(
     json: Json = False,
 ) -> None:
     """Delete a key; prints whether it was there."""
-    run_command(_delete(key, if_version, directory, deadline, Output(json)))
+    _run(_delete(key, if_version, directory, deadline, Output(json)))
 
 
 async def _delete(key: str, if_version: int | None, directory: Path, deadline_s: float, output: Output) -> None:
@@ -148,7 +183,7 @@ def scan(
     json: Json = False,
 ) -> None:
     """Keys in order over all shards, one a line: key, tab, value. Each page of a shard is consistent in itself."""
-    run_command(
+    _run(
         _scan(
             {"prefix": raw(prefix), "start": raw(start), "end": raw(end), "reverse": reverse, "cursor": cursor},
             limit,
@@ -193,7 +228,7 @@ def count(
     json: Json = False,
 ) -> None:
     """How many keys there are."""
-    run_command(_count(prefix, consistency, directory, deadline, Output(json)))
+    _run(_count(prefix, consistency, directory, deadline, Output(json)))
 
 
 async def _count(prefix: str, consistency: Consistency, directory: Path, deadline_s: float, output: Output) -> None:
@@ -212,8 +247,14 @@ def watch(
     deadline: Deadline = DEADLINE_S,
     json: Annotated[bool, typer.Option("--json", help="A JSON document per event and line.")] = False,
 ) -> None:
-    """Changes as they come: version, change, key, value. Runs until it is interrupted, or for --events."""
-    run_command(_watch(key, prefix, token, events, directory, deadline, json))
+    """Changes as they come: version, change, key, value. Runs until it is interrupted, or for --events.
+
+    At its end it tells the token that goes on from there, on stderr. With --json each event has its own, and an interrupted watch
+    writes it as a last document.
+    """
+    if (key is None) == (prefix is None):
+        raise typer.BadParameter("give a KEY or --prefix, not both and not none", param_hint="KEY")
+    _run(_watch(key, prefix, token, events, directory, deadline, json))
 
 
 async def _watch(
@@ -225,6 +266,8 @@ async def _watch(
     deadline_s: float,
     json: bool,
 ) -> None:
+    from json import dumps
+
     from client.cli.dump import ByteSink
 
     async with _client(directory, deadline_s) as client:
@@ -233,15 +276,33 @@ async def _watch(
         )
         async with watched:
             note("watching")
-            seen = 0
             sink = ByteSink()
-            async for event in watched:
-                sink.write(_event_line(event, json))
-                sink.flush()
-                seen += 1
-                if seen == events:
-                    break
-            note(f"token: {watched.token}")
+            try:
+                await _tell_events(watched, events, sink, json)
+            except asyncio.CancelledError:
+                _take_back_interrupt()
+                if json:
+                    sink.write(dumps({"token": watched.token}).encode() + b"\n")
+                    sink.flush()
+            if not json:
+                note(f"token: {watched.token}")
+
+
+async def _tell_events(watched: Watch, count: int | None, sink: ByteSink, json: bool) -> None:
+    seen = 0
+    async for event in watched:
+        sink.write(_event_line(event, json))
+        sink.flush()
+        seen += 1
+        if seen == count:
+            return
+
+
+def _take_back_interrupt() -> None:
+    """The interrupt has done what it was for: what is left to do is done to its end."""
+    task = asyncio.current_task()
+    assert task is not None, "a command runs in a task"
+    task.uncancel()
 
 
 def _event_line(event: WatchEvent, json: bool) -> bytes:
@@ -274,29 +335,49 @@ def load(
 
     lines: the bytes between line feeds under PREFIX/000000000001 and so on. jsonl: with --key the line under that field,
     otherwise objects with key and value. csv: each row as a JSON object under its column --key.
+
+    Nothing is deleted: after a shorter file under the same prefix the keys of the longer one's last lines are still there.
     """
     name = file.name if prefix is None else prefix
-    run_command(_load(file, name, form, key_field, directory, deadline, Output(json)))
+    _run(_load(file, name, form, key_field, directory, deadline, Output(json)), key="--key", file="FILE")
 
 
 async def _load(
     file: Path, prefix: str, form: str, key_field: str | None, directory: Path, deadline_s: float, output: Output
 ) -> None:
-    from client.cli.load import Loader, Source
+    from client.cli.load import Loaded, Source
 
     source = Source(file, prefix, form, key_field)
     source.records()
-    async with _client(directory, deadline_s) as client:
-        loaded = await Loader(client, source, deadline_s).run()
-    rate = loaded.acknowledged / max(loaded.seconds, 1e-9)
-    output.result(
-        loaded.document(source),
-        f"{loaded.acknowledged} acknowledged, {loaded.failed} failed, {loaded.unknown} unknown "
-        f"({loaded.seconds:.1f} s, {rate:.0f}/s)",
-    )
+    loaded = Loaded()
+    ended: Exception | None = None
+    try:
+        await _load_into(loaded, source, directory, deadline_s)
+    except asyncio.CancelledError:  # before there was a client
+        loaded.interrupted = True
+        _take_back_interrupt()
+    except (TenfoldError, Failure) as error:
+        ended = error
+    output.result(loaded.document(source), loaded.text())
+    if loaded.interrupted:
+        fail(Exit.FAILED, "interrupted")
+    if ended is not None:
+        raise ended
     if loaded.first_bad is not None:
         line, problem = loaded.first_bad
-        fail(Exit.UNKNOWN if loaded.unknown else Exit.FAILED, f"{file}: line {line}: {problem}")
+        stopped = f"; stopped behind line {loaded.stopped}" if loaded.stopped is not None else ""
+        fail(Exit.UNKNOWN if loaded.unknown else Exit.FAILED, f"{file}: line {line}: {problem}{stopped}")
+
+
+async def _load_into(loaded: Loaded, source: Source, directory: Path, deadline_s: float) -> None:
+    from client.cli.load import Loader
+
+    async with _client(directory, deadline_s) as client:
+        try:
+            await Loader(client, source, deadline_s, loaded).run()
+        except asyncio.CancelledError:
+            loaded.interrupted = True
+            _take_back_interrupt()
 
 
 @app.command()
@@ -310,7 +391,7 @@ def dump(
 
     With --json keys, versions and values; base64 where they are not UTF-8.
     """
-    run_command(_dump(prefix, directory, deadline, json))
+    _run(_dump(prefix, directory, deadline, json))
 
 
 async def _dump(prefix: str, directory: Path, deadline_s: float, json: bool) -> None:

@@ -6,6 +6,7 @@ whose last line is the error, if there is one. A user sees a traceback only with
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -34,6 +35,10 @@ class Exit(IntEnum):
 
 CALLERS_MISTAKES = frozenset({Code.INVALID_ARGUMENT, Code.INVALID_CURSOR})
 """Codes that end a command as a wrong option on the command line does."""
+
+
+SURROUNDINGS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EBADF})
+"""Of an OSError without a path: a full or broken disk, or a stdout that takes nothing, which is no bug."""
 
 
 class Failure(Exception):
@@ -116,9 +121,14 @@ def exit_code(error: BaseException) -> Exit | int:
         if error.code in CALLERS_MISTAKES:
             return Exit.USAGE
         return Exit.FAILED if error.definite else Exit.UNKNOWN
-    if isinstance(error, KeyboardInterrupt | BrokenPipeError | typer.Abort):
+    if isinstance(error, KeyboardInterrupt | BrokenPipeError | typer.Abort) or _of_surroundings(error):
         return Exit.FAILED
     return Exit.CRASH
+
+
+def _of_surroundings(error: BaseException) -> bool:
+    """A path that cannot be used, or a full disk: the user's to mend."""
+    return isinstance(error, OSError) and (error.filename is not None or error.errno in SURROUNDINGS)
 
 
 def report(error: BaseException) -> int:
@@ -129,6 +139,11 @@ def report(error: BaseException) -> int:
     if isinstance(error, BrokenPipeError):
         _discard_stdout()
         return code
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        _discard_stdout()
     note("error: " + " ".join(_message(error, code).split()))
     return code
 
@@ -145,12 +160,14 @@ def _message(error: BaseException, code: int) -> str:
         return f"{error_name(error.code)}: {error.message}"
     if isinstance(error, KeyboardInterrupt | typer.Abort):
         return "interrupted"
+    if isinstance(error, OSError) and _of_surroundings(error):
+        return f"{error.filename or 'output'}: {error.strerror}"
     hint = "" if os.environ.get("TENFOLD_TRACEBACK") == "1" else " (TENFOLD_TRACEBACK=1 shows where)"
     return f"unexpected {type(error).__name__}: {error}{hint}"
 
 
 def _discard_stdout() -> None:
-    """The reader of stdout is gone: the interpreter's flush at exit must not complain about it."""
+    """stdout takes nothing any more: the interpreter's flush at exit must not complain about it."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -169,6 +186,8 @@ def run_command(work: Coroutine[Any, Any, R]) -> R:
 
 def run_app(app: typer.Typer, arguments: Sequence[str] | None = None, name: str | None = None) -> int:
     """Runs a command line (sys.argv by default); the exit code. Nothing but SystemExit of `--help` kind leaves here."""
+    if sys.stdout is None:  # before anything is done, as its result could not be told
+        return report(Failure(Exit.FAILED, "stdout is closed"))
     try:
         code = app(args=arguments, prog_name=name, standalone_mode=False)
         sys.stdout.flush()

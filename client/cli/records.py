@@ -75,6 +75,7 @@ def json_lines(path: Path, prefix: bytes, limits: Limits, key_field: str | None)
 
 def csv_rows(path: Path, prefix: bytes, limits: Limits, key_field: str) -> Iterator[Record]:
     """UTF-8 with a header. The value is the row as a JSON object; a row is named by its last line."""
+    csv.field_size_limit(limits.value_bytes_max)  # the module's own bound is 128 KiB
     with path.open("rb") as file:
         numbered = _Numbered(file, limits)
         rows = csv.reader(numbered, strict=True)
@@ -150,7 +151,7 @@ def _record(line: int, key: bytes, value: bytes, end: int, limits: Limits) -> Re
 
 def _object(number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line)
+        record = json.loads(line, parse_int=_Digits)
     except (ValueError, RecursionError) as error:
         raise BadLine(number, f"not JSON: {error}") from None
     if not isinstance(record, dict):
@@ -158,10 +159,12 @@ def _object(number: int, line: bytes) -> dict[str, Any]:
     return record
 
 
+class _Digits(str):
+    """A whole number as it is written: of any length, since nobody counts with it."""
+
+
 def _text(number: int, record: dict[str, Any], field: str) -> str:
     value = record.get(field)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
     if not isinstance(value, str):
         raise BadLine(number, f"{field!r} must be there, as text or a whole number")
     try:
@@ -176,6 +179,8 @@ def _bytes(number: int, record: dict[str, Any], field: str) -> bytes:
     if coded is None:
         return _text(number, record, field).encode()
     try:
+        if not isinstance(coded, str) or isinstance(coded, _Digits):
+            raise TypeError
         return base64.b64decode(coded, validate=True)
     except (ValueError, TypeError):
         raise BadLine(number, f"{field}_base64 is not base64") from None

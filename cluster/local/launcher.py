@@ -1,7 +1,9 @@
 """Starts and ends the processes of the nodes of one directory.
 
 The laws: a node is started only under the directory's lock and only if it does not run; a signal goes only to a process
-recognised as that node; a start that fails leaves none of the processes it made; whoever started a process reaps it.
+recognised as that node; a start that is interrupted leaves none of the processes it made, one that fails leaves those that
+listen; whoever started a process reaps it; a node that may have voted is recorded as born, so that it is never taken for
+a new one when its folder is gone.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import subprocess
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from enum import StrEnum
+from typing import NamedTuple
 
 import psutil
 
@@ -25,6 +28,7 @@ LISTEN_TIMEOUT_S = 60.0
 STOP_GRACE_S = 15.0
 KILL_GRACE_S = 10.0
 PORT_ATTEMPTS = 3
+LOST = "its data is gone; it has voted, so it starts quarantined"
 
 
 class Condition(StrEnum):
@@ -40,6 +44,8 @@ class Launcher:
     def __init__(self, layout: Layout, *, die_with_parent: bool = False) -> None:
         self.layout = layout
         self.die_with_parent = die_with_parent
+        self.lost: list[str] = []
+        """Nodes of the last `start` whose data was gone: they run, but quarantined."""
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -74,73 +80,129 @@ class Launcher:
         run = self.layout.read_run(node)
         return run.address if run else self.cluster.entry(node).address
 
+    def trouble(self, node: str) -> str:
+        """Why a node that is down did not come up, or will not as it was; "" if it only is down."""
+        cluster = self.cluster
+        if reason := self.layout.refusal(cluster, node):
+            return reason
+        if cluster.entry(node).born and not self.layout.has_lived(node):
+            return LOST
+        return "" if self.layout.read_run(node) else self.layout.last_error(node)
+
     async def start(self, nodes: Sequence[str], *, base_port: int | None = None) -> list[str]:
-        """Starts those that do not run and waits until they listen; their names. TenfoldError if one does not come up:
-        then none of them runs. A port that was taken meanwhile is replaced, unless `base_port` fixes it."""
+        """Starts those that do not run and waits until they listen; their names. TenfoldError Unavailable names those that
+        do not come up, each with its reason; the others run. A port that was taken meanwhile is replaced, unless
+        `base_port` fixes it."""
         async with directory_lock(self.layout.lock_path):
             running = self.processes(nodes)
             down = [node for node in nodes if node not in running]
+            self._record_born([node for node in self.cluster.names if self.layout.has_lived(node)])
+            cluster = self.cluster
+            self.lost = [node for node in down if cluster.entry(node).born and not self.layout.has_lived(node)]
+            keep = {node: reason for node in cluster.names if (reason := self.layout.refusal(cluster, node))}
+            failed = {node: _Failure(f"{node}: {keep[node]}") for node in down if node in keep}
+            waiting = [node for node in down if node not in keep]
             for attempt in range(1, PORT_ATTEMPTS + 1):
-                self._assign_ports(down, base_port)
-                try:
-                    await self._spawn(down)
+                if not waiting and failed:
                     break
-                except _PortTaken as error:
-                    if base_port is not None or attempt == PORT_ATTEMPTS:
-                        raise TenfoldError(Code.UNAVAILABLE, str(error)) from None
+                self._assign_ports(waiting, base_port, keep)
+                failed |= await self._spawn(waiting)
+                waiting = [node for node in waiting if node in failed and failed[node].port_taken]
+                if not waiting or base_port is not None or attempt == PORT_ATTEMPTS:
+                    break
+                for node in waiting:
+                    del failed[node]
+            self.lost = [node for node in self.lost if node not in failed]
+            if failed:
+                raise self._not_up(failed)
         return down
 
-    def _assign_ports(self, down: Sequence[str], base_port: int | None) -> None:
+    def _not_up(self, failed: dict[str, _Failure]) -> TenfoldError:
+        others = sorted(set(self.cluster.names) - failed.keys())
+        run = bool(others) and set(self.processes(others)) == set(others) and not self.die_with_parent
+        reasons = "; ".join(failure.reason for failure in failed.values())
+        return TenfoldError(Code.UNAVAILABLE, f"{reasons}{'; the others run' if run else ''}")
+
+    def _record_born(self, nodes: Sequence[str]) -> None:
+        cluster = self.cluster
+        for node in nodes:
+            cluster.entry(node).born = True
+        self.layout.write_cluster(cluster)
+
+    def _assign_ports(self, down: Sequence[str], base_port: int | None, keep: Collection[str]) -> None:
         cluster = self.cluster
         if base_port is not None:
             for position, entry in enumerate(cluster.nodes):
                 if entry.node in down:
                     entry.port = base_port + position
-                elif entry.port != base_port + position:
+                elif entry.port != base_port + position and entry.node not in keep:
                     raise invalid("base_port", f"{entry.node} runs on port {entry.port} already")
         taken = [cluster.entry(node) for node in down if not is_free(cluster.entry(node).port)]
         if taken and base_port is not None:
             raise TenfoldError(Code.UNAVAILABLE, f"base_port: port {taken[0].port} of {taken[0].node} is taken")
         for entry, port in zip(taken, free_ports(len(taken), [each.port for each in cluster.nodes]), strict=True):
             entry.port = port
-        self.layout.write(cluster)
+        self.layout.write(cluster, keep)
 
-    async def _spawn(self, nodes: Sequence[str]) -> None:
+    async def _spawn(self, nodes: Sequence[str]) -> dict[str, _Failure]:
+        """Returns when each listens or has failed; those that failed, which do not run."""
+        failed: dict[str, _Failure] = {}
+        waiting = set(nodes)
+
+        def settled() -> bool:
+            listening = [node for node in sorted(waiting) if self._listens(node, failed)]
+            if listening:
+                self._record_born(listening)
+            waiting.difference_update(listening, failed)
+            return not waiting
+
         try:
             for node in nodes:
-                self.layout.forget_run(node)
-                self._children[node] = processes.spawn(
-                    self.layout.node_directory(node), self.layout.log_path(node), die_with_parent=self.die_with_parent
-                )
-            await self._until(lambda: self._all_listen(nodes), LISTEN_TIMEOUT_S, "did not listen")
+                try:
+                    self.layout.forget_run(node)
+                    self._children[node] = processes.spawn(
+                        self.layout.node_directory(node),
+                        self.layout.log_path(node),
+                        die_with_parent=self.die_with_parent,
+                    )
+                except OSError as error:
+                    failed[node] = _Failure(f"{node}: {error.filename}: {error.strerror}")
+            waiting.difference_update(failed)
+            try:
+                await until(settled, LISTEN_TIMEOUT_S, "")
+            except TenfoldError:
+                self._discard(waiting)
+                late = f"did not listen within {LISTEN_TIMEOUT_S:.0f} s"
+                failed |= {node: _Failure(f"{node} {late}") for node in sorted(waiting)}
         except BaseException:  # an interrupt, too: what was started here must not stay behind
-            for node in nodes:
-                if (child := self._children.pop(node, None)) is not None:
-                    child.kill()
-                    child.wait()
+            self._discard(nodes)
             raise
+        return failed
 
-    def _all_listen(self, nodes: Sequence[str]) -> bool:
-        return all(list(map(self._listens, nodes)))  # each is asked, since each may have ended
+    def _discard(self, nodes: Iterable[str]) -> None:
+        for node in nodes:
+            if (child := self._children.pop(node, None)) is not None:
+                child.kill()
+                child.wait()
 
-    def _listens(self, node: str) -> bool:
-        """Whether the child listens; raises if it has ended."""
+    def _listens(self, node: str, failed: dict[str, _Failure]) -> bool:
+        """Whether the child listens; one that has ended is noted in `failed`."""
         child = self._children[node]
         if (code := child.poll()) is not None:
+            del self._children[node]
             port = self.cluster.entry(node).port
-            if not is_free(port):
-                raise _PortTaken(f"port {port} of {node} is taken")
             last = self.layout.last_lines(node, 1)
-            raise TenfoldError(
-                Code.UNAVAILABLE, f"{node} ended with exit code {code} while starting: {last[0] if last else 'no log'}"
-            )
+            reason = f"{node} ended with exit code {code} while starting: {last[0] if last else 'no log'}"
+            taken = not is_free(port)
+            failed[node] = _Failure(f"port {port} of {node} is taken" if taken else reason, taken)
+            return False
         run = self.layout.read_run(node)
         return run is not None and run.pid == child.pid
 
     async def kill(self, nodes: Sequence[str]) -> None:
         """SIGKILL to all at once; returns when they are gone. TenfoldError Unavailable, before any signal, if one does
         not run."""
-        await self._end(self._running(nodes), signal.SIGKILL, KILL_GRACE_S)
+        await self._end(self.running(nodes), signal.SIGKILL, KILL_GRACE_S)
 
     async def stop(self, nodes: Sequence[str], grace_s: float = STOP_GRACE_S) -> list[str]:
         """Ends those that run: SIGTERM, on which a node hands over its leaderships and drains, and SIGKILL to those that are
@@ -159,15 +221,20 @@ class Launcher:
 
     def pause(self, nodes: Sequence[str]) -> None:
         """SIGSTOP: the process stands still and keeps its connections. TenfoldError Unavailable if one does not run."""
-        for process in self._running(nodes).values():
+        for process in self.running(nodes).values():
             processes.send(process, signal.SIGSTOP)
 
-    def resume(self, nodes: Sequence[str]) -> None:
-        """SIGCONT; nothing happens to a node that is not paused. TenfoldError Unavailable if one does not run."""
-        for process in self._running(nodes).values():
+    def resume(self, nodes: Sequence[str]) -> list[str]:
+        """SIGCONT; nothing happens to a node that is not paused, and its name is returned. TenfoldError Unavailable if one
+        does not run."""
+        found = self.running(nodes)
+        ran = [node for node, process in found.items() if not processes.is_paused(process)]
+        for process in found.values():
             processes.send(process, signal.SIGCONT)
+        return ran
 
-    def _running(self, nodes: Sequence[str]) -> dict[str, psutil.Process]:
+    def running(self, nodes: Sequence[str]) -> dict[str, psutil.Process]:
+        """The processes of `nodes`. TenfoldError Unavailable if one does not run."""
         found = self.processes(nodes)
         if down := [node for node in nodes if node not in found]:
             raise TenfoldError(Code.UNAVAILABLE, f"{', '.join(down)} {'is' if len(down) == 1 else 'are'} not running")
@@ -196,8 +263,11 @@ class Launcher:
         await until(condition, timeout_s, f"{self.layout.root}: a node {problem} within {timeout_s:.0f} s")
 
 
-class _PortTaken(Exception):
-    """A node could not listen because someone else does."""
+class _Failure(NamedTuple):
+    """Of a start. `port_taken`: the node could not listen because someone else does."""
+
+    reason: str
+    port_taken: bool = False
 
 
 async def until(

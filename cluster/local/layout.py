@@ -3,6 +3,7 @@
     DIR/cluster.json        what was decided at birth, and each node's port
     DIR/lock                flock: one command at a time starts or stops nodes here
     DIR/<node>/node.json    what the node needs to know (node/config.py reads it)
+    DIR/<node>/incarnation  written by the node before it first serves: it has lived
     DIR/<node>/run.json     written by the node once it listens: pid, address, incarnation
     DIR/<node>/node.log     its log, JSON lines
 
@@ -13,10 +14,11 @@ purge removes what this layout names and nothing else.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -28,12 +30,16 @@ from cluster.types import node_name
 
 FORMAT = 1
 HOST = "127.0.0.1"
+_FOLDER = re.compile(r"n[1-9][0-9]?")  # what new_cluster names its nodes
 
 
 class NodeEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """`born`: the node has listened once, so it may have voted; an empty directory of its is one that lost its data."""
+
     node: str
     zone: str
     port: int
+    born: bool = False
 
     @property
     def address(self) -> str:
@@ -128,6 +134,7 @@ class Layout:
         try:
             text = self.cluster_path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
+            self.check_vacant()
             raise invalid("dir", f"{self.root} holds no cluster; `tenfold up --dir {self.root}` makes one") from None
         except OSError as error:
             raise invalid("dir", f"{self.cluster_path}: {error.strerror}") from None
@@ -150,18 +157,58 @@ class Layout:
         """The birth. TenfoldError if the directory already holds a cluster, or the data of nodes."""
         if self.exists():
             raise TenfoldError(Code.ALREADY_EXISTS, f"{self.root} holds a cluster already")
+        self.check_vacant()
         for entry in cluster.nodes:
-            directory = self.node_directory(entry.node)
-            found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
-            if set(found) - {"node.json"}:
-                raise invalid("dir", f"{directory} holds {found[0]}, but {self.cluster_path} is missing")
+            if newer := self._newer(entry.node):
+                raise invalid("dir", newer)
         self.write(cluster)
 
-    def write(self, cluster: ClusterFile) -> None:
-        """Makes every node.json, then cluster.json, say what `cluster` says; each file that differs is replaced as a whole
-        and durable. Doing it again mends a write that was interrupted."""
+    def check_vacant(self) -> None:
+        """TenfoldError InvalidArgument if there is data of nodes here; for a directory without cluster.json."""
+        for directory in sorted(self.root.glob("n*")):
+            if _FOLDER.fullmatch(directory.name) and directory.is_dir():
+                found = sorted({path.name for path in directory.iterdir()} - {"node.json"})
+                if found:
+                    raise invalid(
+                        "dir",
+                        f"{directory} holds {found[0]}, but {self.cluster_path} is missing; put it back, or take "
+                        "the folders of nodes away",
+                    )
+
+    def refusal(self, cluster: ClusterFile, node: str) -> str:
+        """Why the node's folder is not this program's to write to; "" if it is, or is yet to be made."""
+        directory = self.node_directory(node)
+        if directory.exists() and not directory.is_dir():
+            return f"{directory} is not a directory"
+        told = self._told(node)
+        if told and (told.get("cluster_id"), told.get("node")) != (cluster.cluster_id, node):
+            return f"{directory / 'node.json'} is of node {told.get('node')!r} of cluster {told.get('cluster_id')!r}"
+        return self._newer(node)
+
+    def _newer(self, node: str) -> str:
+        number = self._told(node).get("format")
+        if isinstance(number, int) and number > FORMAT:
+            return f"{self.node_directory(node) / 'node.json'} has format {number}, newer than this program's {FORMAT}"
+        return ""
+
+    def _told(self, node: str) -> dict[str, object]:
+        """node.json as it is; {} if there is none that can be read, which a write then replaces."""
+        try:
+            return msgspec.json.decode((self.node_directory(node) / "node.json").read_bytes(), type=dict[str, object])
+        except (OSError, msgspec.DecodeError):
+            return {}
+
+    def has_lived(self, node: str) -> bool:
+        """Whether the node's folder shows that it has served, and may have voted."""
+        return (self.node_directory(node) / "incarnation").exists()
+
+    def write(self, cluster: ClusterFile, keep: Collection[str] = ()) -> None:
+        """Makes every node.json but those of `keep`, then cluster.json, say what `cluster` says; each file that differs is
+        replaced as a whole and durable. Doing it again mends a write that was interrupted."""
         members = [{"node": each.node, "address": each.address, "zone": each.zone} for each in cluster.nodes]
         for entry in cluster.nodes:
+            if entry.node in keep:
+                continue
             self.node_directory(entry.node).mkdir(parents=True, exist_ok=True)
             birth = {
                 "format": FORMAT,
@@ -172,8 +219,13 @@ class Layout:
                 "shards": cluster.shards,
                 "replication_factor": cluster.replication_factor,
                 "members": members,
+                "born": entry.born,
             }
             _replace(self.node_directory(entry.node) / "node.json", msgspec.json.encode(birth))
+        self.write_cluster(cluster)
+
+    def write_cluster(self, cluster: ClusterFile) -> None:
+        """cluster.json alone, as `write` does it; the next `write` brings each node.json up to it."""
         _replace(self.cluster_path, msgspec.json.format(msgspec.json.encode(cluster)))
 
     def read_run(self, node: str) -> RunFile | None:
@@ -193,6 +245,17 @@ class Layout:
                 return [line.rstrip("\n") for line in deque(log, maxlen=count)]
         except FileNotFoundError:
             return []
+
+    def last_error(self, node: str) -> str:
+        """The last line of the node's log if it tells of an error; "" otherwise."""
+        line = "".join(self.last_lines(node, 1)).strip()
+        try:
+            told = msgspec.json.decode(line, type=dict[str, object])
+        except msgspec.DecodeError:
+            return line  # not of the logger: why the node could not start, or the end of a traceback
+        return (
+            f"{told.get('event')} {told.get('error', '')}".strip() if told.get("level") in ("error", "critical") else ""
+        )
 
     def log_size(self, node: str) -> int:
         """Bytes in the node's log; 0 if it has none."""

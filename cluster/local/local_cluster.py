@@ -17,7 +17,7 @@ from typing import Self
 
 from cluster.errors import Code, TenfoldError
 from cluster.local.ask import Asker, leaders
-from cluster.local.free_ports import free_ports
+from cluster.local.free_ports import free_ports, is_free
 from cluster.local.launcher import Condition, Launcher, names, until
 from cluster.local.layout import ClusterFile, Layout, new_cluster
 from cluster.local.lock import directory_lock
@@ -31,7 +31,7 @@ READY_POLL_S = 0.05
 
 @dataclass(frozen=True, slots=True)
 class NodeStatus:
-    """`reply` is None if the node did not answer; `pid` is None if it does not run."""
+    """`reply` is None if the node did not answer; `pid` is None if it does not run; `trouble` is why it did not start."""
 
     node: str
     zone: str
@@ -39,6 +39,7 @@ class NodeStatus:
     condition: Condition
     pid: int | None
     reply: node_pb2.StatusReply | None
+    trouble: str = ""
 
 
 class LocalCluster:
@@ -117,7 +118,7 @@ class LocalCluster:
 
     async def up(self, timeout_s: float = READY_TIMEOUT_S) -> list[str]:
         """Makes the cluster if there is none, starts the nodes that do not run, waits until it is ready; the names of
-        the started ones."""
+        the started ones. If one does not come up, it ends with that error, and the others run."""
         started = await self.start()
         await self.wait_ready(timeout_s)
         return started
@@ -132,8 +133,12 @@ class LocalCluster:
         if self.layout.exists():
             return
         base = self._base_port
+        self.layout.check_vacant()
         ports = free_ports(nodes) if base is None else [base + position for position in range(nodes)]
         born = new_cluster(nodes, replicas, shards, zones, ports)
+        for entry in born.nodes:  # before anything is made, so that a refusal leaves nothing behind
+            if base is not None and not is_free(entry.port):
+                raise TenfoldError(Code.UNAVAILABLE, f"base_port: port {entry.port} of {entry.node} is taken")
         try:
             self.layout.root.mkdir(0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -159,13 +164,16 @@ class LocalCluster:
 
     async def stop(self, *nodes: str) -> list[str]:
         """Clean: the nodes hand over their leaderships and drain. The names of those that had to be killed."""
-        return await self.launcher.stop(names(self.cluster, nodes))
+        chosen = names(self.cluster, nodes)
+        self.launcher.running(chosen)
+        return await self.launcher.stop(chosen)
 
     async def pause(self, *nodes: str) -> None:
         self.launcher.pause(names(self.cluster, nodes))
 
-    async def resume(self, *nodes: str) -> None:
-        self.launcher.resume(names(self.cluster, nodes))
+    async def resume(self, *nodes: str) -> list[str]:
+        """The names of those that were not paused."""
+        return self.launcher.resume(names(self.cluster, nodes))
 
     async def restart(self, *nodes: str) -> list[str]:
         """Stops those that run, starts all; returns when they listen, which is before they have caught up. The names of
@@ -190,6 +198,7 @@ class LocalCluster:
                 condition=conditions[entry.node][0],
                 pid=process.pid if (process := conditions[entry.node][1]) else None,
                 reply=replies.get(entry.node),
+                trouble=self.launcher.trouble(entry.node) if conditions[entry.node][0] is Condition.DOWN else "",
             )
             for entry in self.cluster.nodes
         ]

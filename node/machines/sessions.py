@@ -126,7 +126,12 @@ class Sessions:
         if mark > held.low_water:
             self._raise(session, held, mark, view)
         while held.sizes and held.bytes + size > self._limits.session_bytes_max:
-            self._raise(session, held, min(held.sizes), view)
+            oldest = min(held.sizes)
+            if sequence < oldest:  # a late one: the mark must not pass it, so it is this result that is not kept
+                code, kept = Code.SESSION_EXPIRED, b"there was no room to keep the result"
+                size = _KEY.size + _RECORD.size + len(kept)
+                break
+            self._raise(session, held, oldest, view)
         held.sizes[sequence] = size
         held.bytes += size
         held.time_ms = time_ms
@@ -141,6 +146,9 @@ class Sessions:
         return Outcome(code, "", kept, index) if code == Code.OK else Outcome(code, kept.decode(), b"", index)
 
     def _raise(self, session: int, held: _Session, mark: int, view: View) -> None:
+        assert mark > held.low_water, (
+            f"session {session}: the low-water mark goes up, not from {held.low_water} to {mark}"
+        )
         sizes = held.sizes
         span = mark - held.low_water
         covered = range(held.low_water + 1, mark + 1) if span <= len(sizes) else sorted(s for s in sizes if s <= mark)

@@ -68,8 +68,9 @@ class NodeService:
                 ticket.expire()
             one = self._unwrap(sub, ticket)
             room -= len(one.body)
-            if room < 0 and sub.mode == node_pb2.QUERY:  # a read can be asked again; a write's answer must not be lost
-                one = node_pb2.SubReply(code=int(Code.OVERLOADED), message="the call's answers are too large together")
+            if room < 0 and one.body:  # asked again, a read is made anew and a write's kept answer is given
+                code = Code.OVERLOADED if sub.mode == node_pb2.QUERY else Code.UNKNOWN_OUTCOME
+                one = node_pb2.SubReply(code=int(code), message="the call's answers are too large together")
             reply.replies.append(one)
         return reply
 
@@ -123,13 +124,14 @@ class NodeService:
         return proposal
 
     def _query(self, replica: Replica, read: Read, consistency: int) -> Ticket:
+        if consistency == node_pb2.LINEARIZABLE:
+            replica.read(read)
+            return read
+        self._pump.advance_ticks()  # after a pause the lease must not look younger than it is
         if consistency == node_pb2.STALE:
             replica.stale_read(read, self._clock.monotonic())
-        elif consistency == node_pb2.LEASE:
-            self._pump.advance_ticks()  # after a pause the lease must not look younger than it is
-            replica.lease_read(read)
         else:
-            replica.read(read)
+            replica.lease_read(read)
         return read
 
     def _unwrap(self, sub: node_pb2.SubRequest, ticket: Ticket) -> node_pb2.SubReply:
@@ -213,11 +215,12 @@ class NodeService:
 
     async def watch_map(self, request: node_pb2.MapRequest, context: CallContext) -> AsyncIterator[meta_pb2.ShardMap]:
         """The map, at once if newer than the epoch named, and again at every change."""
+        changed = self._map.changed()
         if self._map.epoch > request.above_epoch:
             yield self._map.with_addresses()
         while not self.draining:
-            changed = self._map.changed()
             await changed
+            changed = self._map.changed()
             yield self._map.with_addresses()
 
     async def status(self, request: node_pb2.StatusRequest, context: CallContext) -> node_pb2.StatusReply:

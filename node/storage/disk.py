@@ -172,7 +172,7 @@ class RealFile:
             await self._syncer.run(self._descriptor, self._truncated)
         except OSError as error:
             self._poison = f"{self._path}: sync failed: {error.strerror}"
-            raise failed(f"{self._path}: sync", error) from error
+            raise StorageFailed(f"{self._path}: sync: {error.strerror}") from error  # even ENOSPC: pages may be gone
         self._truncated = False
         failpoint("sync.after")
 
@@ -283,7 +283,7 @@ class RealDisk:
         try:
             sync_names(self._full(path))
         except OSError as error:
-            raise failed(f"{self._full(path)}: sync directory", error) from error
+            raise StorageFailed(f"{self._full(path)}: sync directory: {error.strerror}") from error
 
     def close(self) -> None:
         """Gives up the directory. Files are closed by whoever opened them."""

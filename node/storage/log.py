@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cluster.limits import Limits
 from cluster.ports import Disk, DiskFull, File, StorageFailed
 from cluster.raft.messages import Configuration, Entry, HardState
+from node.storage.evidence import keep_evidence
 from node.storage.failpoints import failpoint
 from node.storage.identity import Identity
 from node.storage.record import (
@@ -95,6 +96,8 @@ class Log:
         found = Recovery(disk, identity, discard_at_or_below or {}).run()
         failpoint("recovery.read")
         log = cls(disk, identity, limits, found)
+        quarantined = [shard for shard, replay in found.shards.items() if replay.log.quarantine]
+        await keep_evidence(disk, identity, quarantined, found.segments)
         await log._open_segment(found)
         failpoint("recovery.opened")
         return log, {shard: _recovered(replay) for shard, replay in sorted(found.shards.items())}

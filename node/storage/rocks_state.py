@@ -195,6 +195,7 @@ def _options() -> rocksdict.Options:
     options.create_if_missing(True)
     options.set_write_buffer_size(MEMTABLE_BYTES)
     options.set_max_write_buffer_number(MEMTABLES)
+    options.set_level_zero_file_num_compaction_trigger(8)
     options.set_max_open_files(OPEN_FILES_MAX)
     options.set_max_background_jobs(2)
     options.set_compression_type(rocksdict.DBCompressionType.lz4())

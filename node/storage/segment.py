@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from zlib import crc32
 
-from cluster.ports import Disk, File
+from cluster.ports import Disk, DiskFull, File, StorageFailed
 from node.storage.failpoints import failpoint
 from node.storage.identity import BYTES, LOG, DamagedIdentity, Identity, read_identity
 from node.storage.record import Frame, FrameKind, RecordKind, pack_frame, pack_record
@@ -113,7 +113,10 @@ async def create_segment(disk: Disk, head: SegmentHead, frames: list[bytes]) -> 
         failpoint("segment.synced")
         disk.rename(temporary, path)
         failpoint("segment.renamed")
-        disk.sync_directory(DIRECTORY)
+        try:
+            disk.sync_directory(DIRECTORY)
+        except DiskFull as error:  # the name is there, perhaps for good: going on in the old segment would be lost
+            raise StorageFailed(str(error)) from error
         failpoint("segment.durable")
     except BaseException:
         file.close()

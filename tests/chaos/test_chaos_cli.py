@@ -121,6 +121,24 @@ def test_what_makes_no_sense_is_refused_before_anything_starts(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("inside", ["x", "x/y"])
+def test_a_place_that_cannot_be_used_is_no_crash(inside: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(app, ["run", "kill", "--out", f"/dev/null/{inside}"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("error: /dev/null") and last.endswith(": Not a directory")
+
+
+def test_a_history_cut_in_the_middle_of_a_line_tells_what_is_whole(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(path, "v2", 2)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    assert run_app(app, ["check", str(path)]) == 64
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "line 8: not an event" in last and "the 6 events before it are intact" in last
+
+
 def test_durations_have_units() -> None:
     assert [seconds(each) for each in ("60s", "60", "1.5m", "2000ms", "1h")] == [60, 60, 90, 2, 3600]
     for wrong in ("", "s", "-1s", "1d", "1e3"):

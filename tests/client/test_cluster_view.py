@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from client.cli import cluster_view as view
@@ -52,6 +54,13 @@ def test_a_replica_whose_node_is_silent_is_marked_and_does_not_count() -> None:
     assert view.ring_row(none)[2:] == ["-", " ".join(f"({r.node})" for r in MAP.shards[1].replicas), "-", "-"]
 
 
+def test_without_a_leader_nobody_knows_what_is_lacking() -> None:
+    _, shard = view.ring_documents(MAP, [says("n1", replica("follower", 5, 9)), says("n2", replica("candidate", 7, 7))])
+    assert (shard["leader"], shard["applied_index"], shard["lag"]) == (None, None, None)
+    assert view.ring_row(shard)[2] == "-" and view.ring_row(shard)[4:] == ["-", "-"]
+    assert {each["node"]: each["lag"] for each in shard["replicas"]} == {"n1": 4, "n2": 2, "n3": None}
+
+
 def test_the_arc_is_shown_by_its_first_and_last_hash() -> None:
     shard = view.ring_documents(first_map(bytes(16), MEMBERS, 2, 1), [])[2]
     assert shard["arc"] == ["8" + "0" * 15, "f" * 16]
@@ -69,7 +78,11 @@ def test_status_rows_have_a_cell_for_every_column() -> None:
     told = dict(zip(view.STATUS_COLUMNS, view.status_row(says("n1", replica("leader", 1, 1))), strict=True))
     assert (told["leads"], told["replicas"], told["memory"], told["trouble"]) == (1, 1, "3.0 MiB", "")
     ill = says("n1", replica("quarantined", 0, 0, quarantine="torn"))
-    assert view.status_row(ill)[-1] == "1 quarantined"
+    assert view.status_row(ill)[-1] == "1 quarantined: torn"
+    gone = [node_pb2.ReplicaStatus(shard=shard, role="quarantined", quarantine="its log is gone") for shard in (0, 1)]
+    assert view.status_row(says("n1", *gone))[-1] == "meta, 1 quarantined: its log is gone"
+    down = replace(silent("n2", Condition.DOWN), trouble="node: no state")
+    assert view.status_row(down)[-1] == view.node_document(down)["trouble"] == "node: no state"
     assert view.node_document(ill)["quarantined"] == {"1": "torn"}
     assert view.status_row(silent("n2", Condition.RUNNING))[-1] == "does not answer"
     assert "replicas" not in view.node_document(silent("n2", Condition.RUNNING))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -106,9 +106,11 @@ def test_no_leader_within_the_deadline_is_a_definite_failure() -> None:
         async with cluster.client() as client:
             await client.kv.put("k", b"v")
             cluster.refuse = lambda node, sub: node_pb2.SubReply(code=Code.NOT_LEADER)
-            with pytest.raises(TenfoldError, match="tried until the deadline") as caught:
-                await client.kv.put("k", b"w", deadline_s=1.0)
-            assert caught.value.code is Code.NOT_LEADER and caught.value.definite
+            for value in (b"w", b"w again"):  # the second tells of its own time only
+                told = r"^shard 1: no leader found for (0\.9|1\.0) s; is a majority of its replicas up\?"
+                with pytest.raises(TenfoldError, match=told) as caught:
+                    await client.kv.put("k", value, deadline_s=1.0)
+                assert caught.value.code is Code.NOT_LEADER and caught.value.definite
             assert {node for node, _ in cluster.calls} == {"n1", "n2", "n3"}
             cluster.refuse = lambda node, sub: None
             sent = len(cluster.commands())
@@ -116,6 +118,49 @@ def test_no_leader_within_the_deadline_is_a_definite_failure() -> None:
             assert await client.kv.put("other", b"y") > 0
             later = [op.value for sub in cluster.commands()[sent:] for op in ops_of(sub)]
             assert set(later) == {b"x", b"y"}, "the failed one is never sent again"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("session", [False, True])
+@pytest.mark.parametrize("gone", ["killed", "paused"])
+def test_without_a_majority_every_operation_ends_alike(gone: str, session: bool) -> None:
+    """Two of three nodes are gone and the third knows of no leader: what surely was not applied is told so."""
+
+    async def scenario() -> None:
+        cluster = FakeCluster(shards=1)
+        async with cluster.client(deadline_s=4.0) as client:
+            if session:
+                await client.kv.put("k", b"v")
+            if gone == "killed":
+                cluster.down = {"n1", "n2"}
+            else:
+                cluster.faults = lambda node, request: Fault.NONE if node == "n3" else Fault.HANG
+            cluster.refuse = lambda node, sub: node_pb2.SubReply(code=Code.NOT_LEADER)
+            kv = client.kv
+            reads = [kv.get("k"), kv.get("k", consistency="lease"), kv.count(), kv.scan().page()]
+            ended = await asyncio.gather(kv.put("k", b"w"), *reads, return_exceptions=True)
+            ended += await asyncio.gather(kv.put("k", b"x"), return_exceptions=True)
+            for each in ended:
+                assert isinstance(each, TenfoldError)
+                assert "no leader found for " in each.message and "is a majority" in each.message
+                doubtful = each in (ended[0], ended[-1]) and session and gone == "paused"
+                assert each.code is (Code.DEADLINE_EXCEEDED if doubtful else Code.NOT_LEADER), each
+                assert ("it may have been applied or not" in each.message) == doubtful
+
+    run(scenario())
+
+
+def test_a_read_that_is_out_at_the_deadline_is_no_doubt() -> None:
+    async def scenario() -> None:
+        cluster = FakeCluster(shards=1)
+        async with cluster.client() as client:
+            await client.kv.put("k", b"v")
+            cluster.faults = lambda node, request: Fault.HANG
+            with pytest.raises(TenfoldError, match=r"nothing was applied$") as caught:
+                await client.kv.get("k", deadline_s=1.0)
+            assert caught.value.code is Code.DEADLINE_PASSED
+            assert await code_of(client.kv.put("k", b"w", deadline_s=1.0)) is Code.DEADLINE_EXCEEDED
 
     run(scenario())
 
@@ -175,7 +220,7 @@ def test_a_deadline_already_passed_sends_nothing() -> None:
         async with cluster.client() as client:
             for deadline_s in (0.0, -1.0):
                 assert await code_of(client.kv.put("k", b"v", deadline_s=deadline_s)) is Code.DEADLINE_PASSED
-            assert await code_of(client.kv.get("k", deadline_s=float("nan"))) is Code.DEADLINE_PASSED
+            assert await code_of(client.kv.get("k", deadline_s=float("nan"))) is Code.INVALID_ARGUMENT
             assert await code_of(client.kv.get("k", deadline_s=601)) is Code.INVALID_ARGUMENT
             assert not cluster.calls
 
@@ -188,8 +233,10 @@ def test_no_connection_until_the_deadline_is_definite() -> None:
         async with cluster.client() as client:
             await client.kv.put("k", b"v")
             cluster.down = {"n1", "n2", "n3"}
-            assert await code_of(client.kv.put("k", b"w", deadline_s=1.0)) is Code.DEADLINE_PASSED
-            assert await code_of(client.kv.get("k", deadline_s=1.0)) is Code.DEADLINE_EXCEEDED
+            for work in (client.kv.put("k", b"w", deadline_s=1.0), client.kv.get("k", deadline_s=1.0)):
+                with pytest.raises(TenfoldError, match=r"^shard 1: none of its replicas could be reached") as caught:
+                    await work
+                assert caught.value.code is Code.UNREACHABLE and caught.value.definite
 
     run(scenario())
 
@@ -326,7 +373,32 @@ def test_what_makes_no_sense_is_refused_before_it_is_sent() -> None:
 
 async def test_nobody_listens() -> None:
     """Over the real wire: a clear error within the deadline, no traceback of grpc."""
-    with pytest.raises(TenfoldError, match=r"no node could be reached at 127\.0\.0\.1:1") as caught:
+    told = r"^no node could be reached at 127\.0\.0\.1:1 \(connection refused\); is the cluster up"
+    with pytest.raises(TenfoldError, match=told) as caught:
         async with Client(["127.0.0.1:1"], deadline_s=0.3, dial=dial):
             pass
-    assert caught.value.code is Code.UNAVAILABLE
+    assert caught.value.code is Code.UNREACHABLE and caught.value.definite
+
+
+def test_a_deadline_too_short_to_ask_is_not_told_as_a_cluster_that_is_down() -> None:
+    async def scenario() -> None:
+        with pytest.raises(TenfoldError, match=r"^no node gave the shard map within 0\.0001 s") as caught:
+            async with FakeCluster().client(deadline_s=0.0001, dial=SlowMap):
+                pass
+        assert caught.value.code is Code.DEADLINE_PASSED
+
+    run(scenario())
+
+
+class SlowMap:
+    """A channel to a node whose map takes a second."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    async def replies(self, service: str, method: str, request: Any) -> AsyncIterator[Any]:
+        await asyncio.sleep(1.0)
+        yield None
+
+    async def close(self) -> None:
+        pass

@@ -78,6 +78,27 @@ def test_a_bad_json_line_is_named(tmp_path: Path, text: bytes, key: str | None, 
         assert bad is not None and bad.line == line and told in bad.problem
 
 
+def test_a_number_of_any_length_is_what_is_written(tmp_path: Path) -> None:
+    """Python itself turns no more than 4300 digits into a number."""
+    path = tmp_path / "file"
+    path.write_bytes(b'{"id": 7, "n": %s}\n' % (b"9" * 5000))
+    (record,) = reader("jsonl", "id")(path, b"", DEFAULT)
+    assert (record.key, record.value) == (b"7", path.read_bytes()[:-1])
+    path.write_bytes(b'{"id": %s}\n' % (b"9" * 5000))
+    with pytest.raises(BadLine, match=r"^line 1: key: 5000 bytes, must be 1 to 4096$"):
+        list(reader("jsonl", "id")(path, b"", DEFAULT))
+    path.write_bytes(b'{"key": "k", "value_base64": 1234}\n')
+    with pytest.raises(BadLine, match="value_base64 is not base64"):
+        list(reader("jsonl", None)(path, b"", DEFAULT))
+
+
+def test_a_csv_field_may_be_as_long_as_a_value(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("id,text\n1," + "x" * 500_000 + "\n")
+    (record,) = reader("csv", "id")(path, b"", DEFAULT)
+    assert json.loads(record.value)["text"] == "x" * 500_000
+
+
 def test_json_lines_keep_the_line_or_take_key_and_value(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b'{"id": 7, "x":  "y"}\r\n')

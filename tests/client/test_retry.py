@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from client.retry import again, at_deadline, attempt_s, backoff_s, of_call, of_code, settled
+from client.retry import Trouble, again, at_deadline, attempt_s, backoff_s, of_call, of_code, settled
 from cluster.errors import TABLE, Code, TenfoldError
 from cluster.limits import DEFAULT
 from cluster.ports import ChannelBroken
@@ -34,8 +34,47 @@ def test_only_the_table_decides_what_is_tried_again(code: Code) -> None:
     assert again(TenfoldError(code), 0.0) == TABLE[code].retriable
 
 
+def test_what_an_operation_without_answer_is_told() -> None:
+    """(the last error, what else was met, in doubt) and how it ends"""
+    not_leader, broken, unsent = Code.NOT_LEADER, Code.UNAVAILABLE, Code.UNREACHABLE
+    expected = [
+        (None, [], False, Code.DEADLINE_PASSED, "shard 3: no answer within the deadline; nothing was applied"),
+        (unsent, [unsent], False, unsent, "shard 3: none of its replicas could be reached for 2.0 s (why); is the"),
+        (unsent, [unsent, not_leader], False, not_leader, "shard 3: no leader found for 2.0 s; is a majority of"),
+        (broken, [broken, not_leader], False, not_leader, "shard 3: no leader found for 2.0 s"),
+        (broken, [broken, not_leader], True, Code.DEADLINE_EXCEEDED, "shard 3: no leader found for 2.0 s"),
+        (
+            unsent,
+            [unsent, broken],
+            False,
+            Code.DEADLINE_PASSED,
+            "shard 3: no answer within the deadline; the last error",
+        ),
+        (Code.OVERLOADED, [not_leader], False, Code.OVERLOADED, "shard 3: why; tried until the deadline"),
+    ]
+    for last, met, in_doubt, code, told in expected:
+        trouble = Trouble(10.0)
+        for each in met:
+            trouble.add(TenfoldError(each), "")
+        error = at_deadline(in_doubt, TenfoldError(last, "why") if last else None, 3, trouble, 12.0)
+        assert error.code is code and error.message.startswith(told), error
+        assert error.message.endswith("it may have been applied or not") == in_doubt
+        assert error.definite == (not in_doubt)
+
+
+def test_a_replica_that_names_a_leader_is_not_without_one() -> None:
+    trouble = Trouble(0.0)
+    trouble.add(TenfoldError(Code.NOT_LEADER), "n2")
+    assert not trouble.leaderless and trouble.reached
+
+
 def test_what_a_failed_call_means() -> None:
-    assert of_call(ChannelBroken("x", sent=False))[1] is False
+    refused, effect = of_call(
+        ChannelBroken("failed to connect to all addresses; x: Connection refused (111)", sent=False)
+    )
+    assert (refused.code, refused.message, effect) == (Code.UNREACHABLE, "connection refused", False)
+    assert of_call(ChannelBroken("failed to connect to all addresses; timed out", sent=False))[0].message == "no answer"
+    assert of_call(ChannelBroken("x"))[0].code is Code.UNAVAILABLE
     assert of_call(ChannelBroken("x"))[1] is True
     assert of_call(TimeoutError())[1] is True
     assert of_call(TenfoldError(Code.OVERLOADED))[1] is False

@@ -36,6 +36,7 @@ def test_what_is_written_is_read_and_every_node_understands_its_part(tmp_path: P
         path = layout.node_directory(entry.node) / "node.json"
         config = read_config(path.read_bytes(), path)
         assert (config.node, config.address, config.zone) == (entry.node, entry.address, entry.zone)
+        assert not config.born
         assert (config.cluster_id, config.shards, config.replication_factor) == (cluster.cluster_id, 12, 3)
         assert [(each.node, each.address, each.zone) for each in config.members] == [
             (each.node, each.address, each.zone) for each in cluster.nodes
@@ -60,8 +61,15 @@ def test_an_interrupted_birth_is_done_again_but_data_without_its_cluster_is_not_
     layout.create(cluster)
     layout.cluster_path.unlink()
     (layout.node_directory("n2") / "log").mkdir()
-    with refused(Code.INVALID_ARGUMENT, "n2 holds log, but"):
+    for attempt in (lambda: layout.create(cluster), layout.read):
+        with refused(Code.INVALID_ARGUMENT, "n2 holds log, but .*cluster.json is missing"):
+            attempt()
+    (layout.node_directory("n2") / "log").rmdir()
+    newer = layout.node_directory("n3") / "node.json"
+    newer.write_text('{"format": 2}')
+    with refused(Code.INVALID_ARGUMENT, "n3/node.json has format 2"):
         layout.create(cluster)
+    assert newer.read_text() == '{"format": 2}' and not layout.exists()
 
 
 def test_writing_again_mends_an_interrupted_change(tmp_path: Path) -> None:
@@ -71,6 +79,38 @@ def test_writing_again_mends_an_interrupted_change(tmp_path: Path) -> None:
     path.write_bytes(whole.replace(b":7002", b":9999"))
     layout.write(cluster)
     assert path.read_bytes() == whole
+
+
+def test_what_is_not_this_nodes_is_not_written_to(tmp_path: Path) -> None:
+    layout, cluster = born(tmp_path)
+    assert [layout.refusal(cluster, node) for node in cluster.names] == ["", "", ""]
+    first, second = (layout.node_directory(node) / "node.json" for node in ("n1", "n2"))
+    second.write_bytes(first.read_bytes())
+    assert "is of node 'n1' of cluster" in layout.refusal(cluster, "n2")
+    cluster.entry("n1").born = cluster.entry("n2").born = True
+    layout.write(cluster, keep=["n2"])
+    assert read_config(first.read_bytes(), first).born and b'"born":false' in second.read_bytes()
+    assert layout.read() == cluster
+    second.write_bytes(b"torn")
+    assert layout.refusal(cluster, "n2") == "", "what nobody can read is written again"
+
+
+@pytest.mark.parametrize(
+    ("last", "error"),
+    [
+        ("node: state/LOCK: taken", "node: state/LOCK: taken"),
+        ('{"event": "stopped", "level": "info"}', ""),
+        (
+            '{"event": "stopping after a failure", "error": "disk", "level": "critical"}',
+            "stopping after a failure disk",
+        ),
+        ("", ""),
+    ],
+)
+def test_the_last_error_of_a_log_is_its_last_line_if_that_is_one(tmp_path: Path, last: str, error: str) -> None:
+    layout, _ = born(tmp_path)
+    layout.log_path("n1").write_text(f'{{"event": "first", "level": "error"}}\n{last}\n')
+    assert layout.last_error("n1") == error
 
 
 def test_a_directory_without_a_cluster_says_how_to_make_one(tmp_path: Path) -> None:

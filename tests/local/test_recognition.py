@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from cluster.errors import TenfoldError
 from cluster.local import process as processes
 from cluster.local.ask import leaders
-from cluster.local.launcher import Condition, Launcher
+from cluster.local.launcher import LOST, Condition, Launcher
 from cluster.local.layout import Layout, new_cluster
 from proto.gen import node_pb2
 
@@ -80,6 +81,17 @@ def test_a_process_is_found_without_a_run_file_and_by_no_other_directory(tmp_pat
         assert processes.find({home: child.pid}) == {}
     assert not processes.is_alive(found[home])
     assert processes.find({home: child.pid}) == {}
+
+
+async def test_a_node_that_has_lived_is_born_even_if_no_launcher_saw_it_listen(tmp_path: Path) -> None:
+    """Its launcher died between the node's first vote and its record. Nothing is started here."""
+    subject = launcher(tmp_path)
+    (subject.layout.node_directory("n1") / "incarnation").touch()
+    assert await subject.start([]) == []
+    assert [entry.born for entry in subject.cluster.nodes] == [True, False]
+    assert [subject.trouble(node) for node in ("n1", "n2")] == ["", ""]
+    shutil.rmtree(subject.layout.node_directory("n1"))
+    assert subject.trouble("n1") == LOST
 
 
 def test_the_leader_is_the_one_in_the_highest_term() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from hypothesis import settings
@@ -9,8 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from cluster.errors import Code
-from cluster.limits import Limits
+from cluster.limits import DEFAULT, Limits
 from node.machines.applier import Outcome
+from node.machines.sessions import Sessions
+from node.storage.memory import MemoryState
+from node.storage.view import ShardState, StateBatch
 from proto.gen.entry_pb2 import Request
 from proto.gen.kv_pb2 import KvCommand, KvCompare, KvOp, KvResult, KvTransaction
 from tests.machines.shard_world import ShardWorld, drawn_limits, increment, kv_request, put, tiny
@@ -297,3 +301,19 @@ class SessionsAgainstModel(RuleBasedStateMachine):
 
 TestSessionsAgainstModel = SessionsAgainstModel.TestCase
 TestSessionsAgainstModel.settings = settings(derandomize=True, deadline=None, max_examples=120, stateful_step_count=40)
+
+
+def test_late_results_that_find_no_room_are_not_kept_and_end_no_loop() -> None:
+    """Sequences 2, 1, 3 with large results: dropping the oldest would lift the mark over the late one, and back."""
+    limits = replace(DEFAULT, session_bytes_max=1000)
+    sessions, view = Sessions(limits), ShardState(MemoryState(), 1, StateBatch()).view("session")
+    sessions.load(view)
+    session = sessions.open(1, 0, 0, view).session
+    for sequence, index in ((2, 2), (1, 3), (3, 4)):
+        assert sessions.admit(session, sequence, 0, index, view) is None
+        sessions.keep(session, sequence, 0, 0, Outcome(0, "", b"x" * 600, index), view)
+        sessions.check_invariants(view)
+    for sequence in (1, 2, 3):
+        again = sessions.admit(session, sequence, 0, 9, view)
+        assert again is not None, "applied once, never again"
+    assert again.body == b"x" * 600

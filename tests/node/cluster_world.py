@@ -116,7 +116,7 @@ class ClusterWorld:
         for name in list(self.nodes):
             await self.nodes.pop(name).abandon()
 
-    async def start(self, name: str) -> Node:
+    async def start(self, name: str, *, born: bool = False) -> Node:
         address = next(member.address for member in self.members if member.node == name)
         config = NodeConfig(
             format=1,
@@ -126,6 +126,7 @@ class ClusterWorld:
             shards=self.shards,
             replication_factor=min(3, len(self.names)),
             members=self.members,
+            born=born,
         )
         ports = Ports(
             disk=SlowDisk(self.disks[name].attach(), self, name),

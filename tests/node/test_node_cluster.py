@@ -8,6 +8,8 @@ from dataclasses import replace
 from cluster.errors import Code
 from cluster.limits import DEFAULT
 from cluster.ports import StorageFailed
+from cluster.types import Role
+from node.storage.memory import ForgettingDisk, ForgettingState
 from proto.gen import kv_pb2, node_pb2
 from tests.node.cluster_world import ClusterWorld, Context
 
@@ -166,6 +168,27 @@ async def test_a_node_whose_log_is_gone_is_quarantined() -> None:
         reply = await world.call(world.get_request(b"k", node_pb2.STALE), node=node)
         assert reply.code == Code.QUARANTINED
         assert (await world.put(b"k", b"2")).code == 0
+
+
+async def test_a_node_that_lived_and_lost_everything_does_not_vote() -> None:
+    """Its vote would elect a leader that lacks what it once acknowledged."""
+    async with asyncio.timeout(60), ClusterWorld(shards=1) as world:
+        await world.put(b"k", b"old")
+        leader = world.leader(1)
+        assert leader is not None
+        late, lost = (name for name in world.names if name != leader.config.node)
+        await world.crash([late], keep=True)
+        acknowledged = await world.put(b"k", b"new")
+        assert acknowledged.code == 0
+        await world.crash([leader.config.node, lost], keep=True)
+        world.disks[lost], world.states[lost] = ForgettingDisk(), ForgettingState()
+        nodes = [await world.start(late), await world.start(lost, born=True)]
+        assert set(nodes[1].shards.quarantined) == {0, 1}
+        replica = nodes[0].shards.replicas[1]
+        await world.until(lambda: replica.core.role is Role.PRE_CANDIDATE, "the late one asks for votes")
+        assert world.leader(1) is None
+        await world.start(leader.config.node)
+        assert (await world.get(b"k")).version == acknowledged.index
 
 
 async def test_a_failed_sync_stops_the_node_and_acknowledges_nothing() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -131,7 +130,8 @@ def test_status_and_ring_tell_what_is(directory: Path) -> None:
         assert shard["leader"] in ("n1", "n2", "n3", None)  # a busy host may hold an election meanwhile
         assert sorted(replica["node"] for replica in shard["replicas"]) == ["n1", "n2", "n3"]
         assert shard["leader"] is None or shard["applied_index"] >= 1
-        assert shard["lag"] is not None and all(replica["role"] for replica in shard["replicas"])
+        assert (shard["lag"] is None) == (shard["leader"] is None)
+        assert all(replica["role"] for replica in shard["replicas"])
     table = tenfold("ring", "--dir", str(directory))[0].splitlines()
     assert [line.split()[0] for line in table[2:]] == ["meta", "1", "2", "3", "4"]
 
@@ -153,7 +153,8 @@ def test_a_killed_node_is_down_until_it_is_restarted(directory: Path) -> None:
     assert asked_here("kill", "n1", "--dir", home) == {"action": "killed", "nodes": ["n1"]}
     assert before["pid"] not in node_pids(directory)
     assert states(directory)["n1"]["state"] == "down"
-    assert "n1 is not running" in refused("kill", "n1", "--dir", home, expect=1)
+    for command in ("kill", "stop", "pause", "resume"):
+        assert "n1 is not running" in refused(command, "n1", "--dir", home, expect=1)
     ring = asked("ring", "--dir", home)["shards"]
     assert all(r["role"] is None for shard in ring for r in shard["replicas"] if r["node"] == "n1")
     tenfold("restart", "n1", "--dir", home)
@@ -169,7 +170,10 @@ def test_a_paused_node_keeps_its_process_and_goes_on_when_resumed(directory: Pat
     tenfold_here("pause", "n2", "--dir", home)
     paused = states(directory)["n2"]
     assert (paused["state"], paused["pid"]) == ("paused", pid) and "leads" not in paused
-    tenfold_here("resume", "n2", "--dir", home)
+    out, error = tenfold_here("resume", "n2", "n1", "--dir", home)
+    assert out == "resumed n2\n" and error == "n1 was not paused, it was running\n"
+    document = asked_here("resume", "n2", "--dir", home)
+    assert document == {"action": "resumed", "nodes": ["n2"], "running": ["n2"]}
     resumed = states(directory)["n2"]
     assert (resumed["state"], resumed["pid"]) == ("running", pid) and len(resumed["replicas"]) == 5
 
@@ -193,6 +197,16 @@ def test_wrong_words_are_answered_and_harm_nobody(directory: Path) -> None:
     assert "holds no cluster" in refused("status", "--dir", str(directory / "none"), expect=64)
     assert "holds no cluster" in refused("down", "--purge", "--dir", str(directory.parent), expect=64)
     assert node_pids(directory) == before
+
+
+def test_folders_of_nodes_without_their_cluster_are_told_alike_by_every_command(tmp_path: Path) -> None:
+    (tmp_path / "n2" / "log").mkdir(parents=True)
+    commands = ["up", "down", "status", "ring", "logs", "kill n1", "restart --all", "kv get k", "chaos nemesis kill"]
+    told = {
+        refused(*command.split(), "--dir", str(tmp_path), expect=64).replace("--dir: ", "dir: ") for command in commands
+    }
+    assert len(told) == 1 and "n2 holds log, but" in told.pop()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["log", "n2"]
 
 
 def test_logs_are_json_lines(directory: Path) -> None:
@@ -240,28 +254,11 @@ def test_a_fixed_port_that_is_taken_is_named_and_nothing_is_started(tmp_path: Pa
         squatter.bind((HOST, base + 1))
         squatter.listen()
         assert f"port {base + 1} of n2 is taken" in refused(*arguments, expect=1)
-        assert node_pids(home) == []
+        assert not home.exists(), "nothing is made"
     assert "error: InvalidArgument: replicas: 3 replicas need as many nodes, and there are 2" in refused(
         "up", "--nodes", "2", "--dir", str(tmp_path / "d"), expect=64
     )
     assert not (tmp_path / "d").exists()
-
-
-def test_a_node_that_cannot_start_is_told_with_its_reason_and_the_others_are_not_left(tmp_path: Path) -> None:
-    """The data of n2 is that of n1, as when directories were mixed up."""
-    home = tmp_path / "c"
-    arguments = ("up", "--nodes", "2", "--replicas", "1", "--shards", "1", "--dir", str(home))
-    tenfold(*arguments)
-    tenfold_here("down", "--dir", str(home))
-    layout = Layout(home)
-    shutil.rmtree(layout.node_directory("n2"))
-    shutil.copytree(layout.node_directory("n1"), layout.node_directory("n2"))
-    try:
-        problem = refused(*arguments, expect=1)
-        assert "n2 ended with exit code 1 while starting: node: " in problem
-        assert node_pids(home) == []
-    finally:
-        tenfold_here("down", "--dir", str(home))
 
 
 def test_nodes_in_the_foreground_stop_at_an_interrupt(tmp_path: Path) -> None:

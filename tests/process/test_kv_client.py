@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +20,7 @@ from client.results import Compare, Condition, Delete, Get, Increment, Put
 from client.sync import SyncClient
 from cluster.errors import Code, TenfoldError
 from cluster.local.local_cluster import LocalCluster
-from tests.process.kv_cluster import cluster_of_three, tenfold
+from tests.process.kv_cluster import REPOSITORY, cluster_of_three, tenfold
 
 LIMIT_S = 60.0
 
@@ -183,8 +187,14 @@ def test_the_commands_speak_as_they_should(directory: Path, tmp_path: Path) -> N
         (("kv", "count", "--prefix", "bad.jsonl/", *here), 0, b"2\n", b""),
         (("kv", "load", tmp_path / "none", *here), 64, b"", b"is no file\n"),
         (("kv", "put", "", "x", *here), 64, b"", b"key: 0 bytes, must be 1 to 4096\n"),
-        (("kv", "scan", "--cursor", "junk", *here), 64, b"", b"cursor: malformed\n"),
-        (("kv", "watch", *here), 64, b"", b"a watch has a key or a prefix\n"),
+        (("kv", "scan", "--cursor", "junk", *here), 64, b"", b" --cursor: malformed\n"),
+        (("kv", "scan", "--limit", "0", *here), 64, b"", b" --limit: 0, must be at least 1\n"),
+        (("kv", "put", "c/1", "x", "--ttl-ms", "0", *here), 64, b"", b" --ttl-ms: 0, must be 1 to"),
+        (("kv", "load", bad, "--key", "id", *here), 64, b"", b" --key: a line file has no columns"),
+        (("kv", "watch", *here), 64, b"", b"give a KEY or --prefix"),
+        (("kv", "get", "c/1", *here, "--deadline", "nan"), 64, b"", b"InvalidArgument: --deadline: nan"),
+        (("kv", "get", "c/1", *here, "--deadline", "-1"), 64, b"", b"InvalidArgument: --deadline: -1"),
+        (("kv", "get", "c/1", *here, "--deadline", "0.0001"), 1, b"", b"no node gave the shard map within 0.0001 s"),
         (("kv", "get", "c/1", *here, "--deadline", "0"), 1, b"", b"had passed before the operation was tried\n"),
         (("kv", "get", "c/1", "--dir", tmp_path), 64, b"", b"makes one\n"),
     ]
@@ -211,6 +221,74 @@ async def test_the_watch_command_tells_events_with_tokens(directory: Path) -> No
     ]
     rest = tenfold("kv", "watch", "--prefix", "wc/", "--token", events[0]["token"], "--events", 1, "--dir", directory)
     assert rest.stdout.split(b"\t")[1:3] == [b"delete", b"wc/1"]
+
+
+def started(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tenfold", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY)
+
+
+async def test_an_interrupted_watch_ends_well_and_tells_its_token(directory: Path) -> None:
+    watching = started("kv", "watch", "--prefix", "wi/", "--json", "--dir", directory)
+    assert watching.stdout is not None and watching.stderr is not None
+    async with asyncio.timeout(LIMIT_S), Client.from_directory(directory) as client:
+        while b"watching" not in await asyncio.to_thread(watching.stderr.readline):
+            assert watching.poll() is None
+        await client.kv.put("wi/1", "a")
+        event = json.loads(await asyncio.to_thread(watching.stdout.readline))
+        watching.send_signal(signal.SIGINT)
+        rest, complaints = await asyncio.to_thread(watching.communicate)
+        assert (watching.returncode, complaints) == (0, b"")
+        await client.kv.put("wi/2", "b")
+    last = json.loads(rest)
+    assert event["key"] == "wi/1" and list(last) == ["token"]
+    more = tenfold("kv", "watch", "--prefix", "wi/", "--token", last["token"], "--events", 1, "--dir", directory)
+    assert more.stdout.split(b"\t")[2] == b"wi/2" and b"token: " in more.stderr
+
+
+async def test_an_interrupted_load_tells_what_stayed(directory: Path, tmp_path: Path) -> None:
+    file = tmp_path / "long"
+    file.write_bytes(b"x" * 99 + b"\n" + (b"y" * 99 + b"\n") * 999_999)
+    loading = started("kv", "load", file, "--json", "--dir", directory)
+    async with asyncio.timeout(LIMIT_S), Client.from_directory(directory) as client:
+        while await client.kv.get("long/000000000001") is None:
+            assert loading.poll() is None
+            await asyncio.sleep(0.02)
+        loading.send_signal(signal.SIGINT)
+        written, complaints = await asyncio.to_thread(loading.communicate)
+        assert loading.returncode == 1 and complaints.splitlines()[-1] == b"error: interrupted"
+        told = json.loads(written)
+        assert told["interrupted"] is True and (told["failed"], told["malformed"]) == (0, 0)
+        stayed = await client.kv.count("long/")
+    assert 0 < told["acknowledged"] <= stayed <= told["acknowledged"] + told["unknown"] < 1_000_000
+
+
+async def test_a_cluster_without_majority_and_one_that_is_down(directory: Path, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"one\n")
+    cluster = LocalCluster.at(directory)
+    here = ("--dir", directory, "--deadline", 2)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            await cluster.kill("n1", "n2")
+            while await cluster.leaders():
+                await asyncio.sleep(0.1)
+            work = [("put", "q", "1"), ("put", "q", "1"), ("get", "q"), ("get", "q", "--consistency", "lease"), ("count",)]  # fmt: skip
+            for told in await asyncio.gather(*[asyncio.to_thread(tenfold, "kv", *each, *here) for each in work]):
+                error = told.stderr.splitlines()[-1]
+                assert (told.returncode, told.stdout) == (1, b""), told
+                assert error.startswith(b"error: NotLeader: shard ") and b"no leader found for " in error, told
+            await cluster.kill("n3")
+            begun = time.monotonic()
+            told = await asyncio.to_thread(tenfold, "kv", "get", "q", "--dir", directory)
+            assert time.monotonic() - begun < 8, "it does not wait for the deadline of ten seconds"
+            assert told.returncode == 1 and b" is down; `tenfold up --dir " in told.stderr, told
+            told = await asyncio.to_thread(tenfold, "kv", "load", tmp_path / "f", "--json", "--dir", directory)
+            assert told.returncode == 1 and b" is down; `tenfold up --dir " in told.stderr, told
+            assert json.loads(told.stdout)["acknowledged"] == 0
+    finally:
+        await cluster.start()
+        await cluster.wait_ready()
+        await cluster.close()
 
 
 def test_the_synchronous_client_from_many_threads(directory: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster.errors import Code, TenfoldError
+from cluster.local import launcher
+from cluster.local.free_ports import free_ports, is_free
 from cluster.local.launcher import Condition
+from cluster.local.layout import HOST, Layout, new_cluster
 from cluster.local.local_cluster import LocalCluster
 
 LIMIT_S = 60.0
@@ -57,6 +61,26 @@ async def test_a_start_that_is_interrupted_leaves_no_node(tmp_path: Path) -> Non
         with pytest.raises(asyncio.CancelledError):
             await starting
     assert _alive(tmp_path / "c") == []
+
+
+async def test_a_port_lost_between_its_choice_and_its_use_costs_no_other_node_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes the port of n1 after it was found free."""
+    with socket.socket() as squatter:
+        squatter.bind((HOST, 0))
+        squatter.listen()
+        lost = squatter.getsockname()[1]
+        answers = iter([True])
+        monkeypatch.setattr(launcher, "is_free", lambda port: next(answers, False) if port == lost else is_free(port))
+        layout = Layout(tmp_path / "c")
+        layout.create(new_cluster(2, 1, 1, [], [lost, *free_ports(1)]))
+        async with asyncio.timeout(LIMIT_S), LocalCluster(dir=layout.root) as cluster:
+            assert next(answers, None) is None, "the port was believed free"
+            assert cluster.addresses["n1"] != f"{HOST}:{lost}"
+            replies = {each.node: each.reply for each in await cluster.status() if each.reply}
+            assert sorted(replies) == ["n1", "n2"] and replies["n2"].incarnation == 1, "n2 was started once"
+            assert [entry.born for entry in cluster.cluster.nodes] == [True, True]
 
 
 async def _enter(home: Path) -> None:

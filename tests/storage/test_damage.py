@@ -14,7 +14,17 @@ from node.storage.log import RecoveredShard, ShardRound
 from node.storage.memory import ForgettingDisk
 from node.storage.record import FRAME_BYTES, RECORD_BYTES, FrameKind, read_frame, read_record
 from node.storage.segment import HEAD_BYTES, path_of, read_head
-from tests.storage.storage_world import CLUSTER, Model, after_round, begun, difference, drive, next_round, open_log
+from tests.storage.storage_world import (
+    CLUSTER,
+    VOTERS,
+    Model,
+    after_round,
+    begun,
+    difference,
+    drive,
+    next_round,
+    open_log,
+)
 
 from node.storage.identity import Identity  # isort: skip
 
@@ -275,3 +285,34 @@ def test_log_bytes_stored_as_a_value_are_never_taken_for_rounds(written: Written
     data[len(data) - len(copy) * 2 - 400] ^= 1
     medium.names[f"log/{active}"].durable = bytearray(data)
     assert difference(model, drive(open_log(medium.attach(), "boot-2"))[1]) == ""
+
+
+def test_a_damaged_log_is_copied_aside_before_it_is_released() -> None:
+    medium = ForgettingDisk()
+    disk = medium.attach()
+    log, _ = drive(open_log(disk))
+    for shard in (1, 2):
+        log.begin(shard, 11, VOTERS)
+    log.append([])
+    drive(log.sync())
+    for index in range(1, 40):
+        log.append([ShardRound(s, 11, [Entry(index, 1, 0, b"x" * 200)], HardState(1, 0, 0), None) for s in (1, 2)])
+        drive(log.sync())
+    first = f"log/{min(disk.list('log'))}"
+    whole = disk.open(first)
+    before = whole.read(0, whole.size())
+    medium.flip(first, 8 * (whole.size() // 2))
+    medium.incarnation += 1
+    disk = medium.attach()
+    log, found = drive(open_log(disk))
+    assert any(shard.quarantine for shard in found.values())
+    copies = [name for name in disk.list("damaged") if name.endswith(".log")]
+    assert first.rpartition("/")[2] in copies
+    log.release({1: 1000, 2: 1000})
+    copy = disk.open(f"damaged/{first.rpartition('/')[2]}")
+    kept = copy.read(0, copy.size())
+    assert len(kept) == len(before) and sum(a != b for a, b in zip(kept, before, strict=True)) == 1
+    medium.incarnation += 1
+    again, _ = drive(open_log(medium.attach()))
+    assert sorted(medium.attach().list("damaged")) == sorted(disk.list("damaged")), "once, not at every start"
+    assert again is not log

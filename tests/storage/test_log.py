@@ -244,3 +244,33 @@ def test_the_log_of_another_cluster_or_node_is_refused(cluster: bytes, node: str
         drive(Log.open(disk, cluster_id=cluster, node=node, boot_id="b", limits=Limits()))
     assert "log/0000000000000001.log" in refusal.value.message
     assert {name: bytes(inode.data) for name, inode in disk.medium.names.items()} == before
+
+
+def test_a_new_segment_whose_name_may_be_there_for_good_is_never_given_up() -> None:
+    """The directory's sync fails for want of room after the rename: going on in the old segment would lose rounds."""
+    medium = ForgettingDisk()
+    disk = medium.attach()
+    log, _ = drive(open_log(disk))
+    log.begin(1, 11, VOTERS)
+    append(log)
+    sync_directory = disk.sync_directory
+    full = [True]
+
+    def once_full(path: str) -> None:
+        if full.pop():
+            raise DiskFull("no room for the name")
+        sync_directory(path)
+
+    disk.sync_directory = once_full  # type: ignore[method-assign]
+    index = synced = 0
+    with pytest.raises(StorageFailed) as failure:
+        while full:
+            index += 1
+            append(log, ShardRound(1, 11, entries(index, 1), HardState(1, 0, 0) if index == 1 else None, None))
+            synced = index
+    assert not isinstance(failure.value, DiskFull)
+    with pytest.raises(StorageFailed):
+        log.append([ShardRound(1, 11, entries(index + 1, 1), None, None)])
+    medium.incarnation += 1
+    _, found = drive(open_log(medium.attach()))
+    assert found[1].entries[-1].index >= synced and not found[1].quarantine
