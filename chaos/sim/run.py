@@ -240,7 +240,10 @@ class Run:
                 if name not in cluster.up():
                     cluster.boot(name)
             await self._converge(list(cluster.hosts), looking)
-            await load
+            await asyncio.gather(load, return_exceptions=True)
+            if looking.done():  # it has spoken, and ended the load
+                looking.result()
+            load.result()
             self.recorder.record("nemesis", "ok", "healed")
             await workload.read_back()
             await self._watch_catches_up(watching)
