@@ -26,6 +26,7 @@ _GROUPS = {
     "kv": ("client.cli.kv", "Read and write keys; load and dump files."),
     "chaos": ("chaos.cli", "Break a cluster on purpose, and judge what it did."),
     "bench": ("client.bench.cli", "Measure a cluster."),
+    "sim": ("chaos.sim.cli", "Run whole clusters in virtual time, faults drawn from a seed."),
 }
 COMPLETION_VARIABLE = "_TENFOLD_COMPLETE"
 

@@ -109,8 +109,9 @@ class History(msgspec.Struct):
 class Recorder:
     """Writes a history as it happens; buffered, and flushed at each fault so that no fault goes unrecorded."""
 
-    def __init__(self, path: Path, header: Header, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._file: BinaryIO = path.open("xb")
+    def __init__(self, file: Path | BinaryIO, header: Header, clock: Callable[[], int] = time.monotonic_ns) -> None:
+        """Into a new file at a path, or into one that is open."""
+        self._file: BinaryIO = file.open("xb") if isinstance(file, Path) else file
         self._encoder = msgspec.json.Encoder()
         self._clock = clock
         self._start = clock()

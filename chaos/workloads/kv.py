@@ -123,6 +123,11 @@ class KvWorkload:
         return [(lane.shard, key) for lane in self._lanes for key in lane.used]
 
     @property
+    def active(self) -> list[tuple[int, str]]:
+        """(shard, key) of the keys that operations go to now."""
+        return [(lane.shard, lane.used[-1]) for lane in self._lanes if lane.used]
+
+    @property
     def operations(self) -> int:
         """Completed so far."""
         return sum(self.answers.values())

@@ -1,0 +1,1 @@
+"""A whole cluster in one deterministic process: virtual time, every fault drawn from a seed, oracles that watch."""

@@ -1,0 +1,257 @@
+"""A cluster of production nodes and clients in virtual time: hosts, their incarnations, and how they end.
+
+`Node` and `Client` are built as their process entries build them; only the ports differ. A node that fails on its own
+(a failed sync, a bug) ends like a process that exits; whether that was allowed is for the run to judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from collections.abc import Coroutine
+from typing import Any
+
+from chaos.sim.clock import BusyClock, HostClock
+from chaos.sim.disk import Medium
+from chaos.sim.knobs import draw_limits
+from chaos.sim.loop import Process, SimLoop
+from chaos.sim.network import Network
+from chaos.sim.oracles import Oracles
+from chaos.sim.rpc import SimChannel, SimServer
+from chaos.sim.transcript import Transcript
+from client.client import Client
+from cluster.limits import DEFAULT, Limits
+from cluster.ports import DiskFull, Handlers, StorageFailed
+from cluster.types import Role
+from node.app import Node, Ports
+from node.cluster_map import PATH as MAP_PATH
+from node.config import MemberConfig, NodeConfig
+from node.replica import Replica
+from node.storage.identity import Identity, Sealed
+from proto.gen import meta_pb2
+
+CLUSTER_ID = bytes(range(16))
+FIRST_PORT = 7400
+START_AGAIN_S = 0.3
+"""After a node ended by itself, its supervisor starts it again."""
+
+LOOK_S = (0.0, 0.0, 0.00002, 0.0004)
+"""What one look at the clock costs a node; drawn for each host."""
+
+
+class Host:
+    """A machine: its clock and disk outlive the processes on it."""
+
+    def __init__(self, loop: SimLoop, seed: int, name: str, address: str) -> None:
+        chance = random.Random(f"{seed}/host/{name}")
+        self.name = name
+        self.address = address
+        self.clock = HostClock(lambda: loop.now, offset_s=chance.uniform(1.0, 100_000.0))
+        self.medium = Medium(seed, name)
+        self.chance = chance
+        self.look_s = chance.choice(LOOK_S)
+        self.process: Process | None = None
+        self.node: Node | None = None
+        self.lives = 0
+        self.moves = 0
+        self.excused = False
+        """Its disk was told to fail: a node that stops for that keeps the law."""
+
+
+class SimCluster:
+    def __init__(
+        self,
+        loop: SimLoop,
+        transcript: Transcript,
+        seed: int,
+        limits: Limits,
+        *,
+        nodes: int,
+        shards: int,
+        replicas: int,
+    ) -> None:
+        self.loop = loop
+        self.transcript = transcript
+        self.limits = limits
+        self.shards = shards
+        self.replication_factor = replicas
+        self.network = Network(loop, transcript, seed, limits)
+        self.oracles = Oracles()
+        self.network.watch = self.oracles.sent
+        self.hosts = {
+            f"n{at + 1}": Host(loop, seed, f"n{at + 1}", f"10.0.0.{at + 1}:{FIRST_PORT}") for at in range(nodes)
+        }
+        self.members = [MemberConfig(name, host.address) for name, host in self.hosts.items()]
+        self.clients: list[Client] = []
+        self.client_processes: list[Process] = []
+        self._seed = seed
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    def boot(self, name: str) -> None:
+        """Starts the node's process; it serves some time later, or ends."""
+        host = self.hosts[name]
+        assert host.process is None, f"{name} runs"
+        process = host.process = Process(name, host.clock)
+        host.lives += 1
+        self.network.back(name)
+        self.transcript.note(name, f"boot {host.lives} at {host.address}")
+        self.loop.start(process, self._live(host, process), f"life of {name}")
+
+    async def _live(self, host: Host, process: Process) -> None:
+        node: Node | None = None
+        failure: BaseException | None = None
+        try:
+            node = Node(self._config(host), self._ports(host), self.limits)
+            await node.start()
+            host.node = node
+            self.oracles.born(node)
+            self.transcript.note(host.name, "serves")
+            failure = await node.stopped
+        except Exception as error:
+            failure = error
+        if not process.dead:
+            self._ended(host, failure)
+
+    def _ended(self, host: Host, failure: BaseException | None) -> None:
+        """The process exits by itself."""
+        told = "".join(traceback.format_exception(failure)) if failure is not None else ""
+        self.transcript.note(host.name, f"ends: {type(failure).__name__}", told)
+        if isinstance(failure, DiskFull):  # no reason to end for a node that serves
+            excused = host.node is None
+        else:
+            excused = isinstance(failure, StorageFailed) and host.excused
+        if failure is not None and not excused:
+            self.oracles.breach(f"{host.name} ended by itself: {failure!r}\n{told}")
+        if isinstance(failure, StorageFailed):
+            host.excused = False
+        self.end(host.name, "exit")
+        self.loop.at(self.loop.now + START_AGAIN_S, self._start_again, host.name, host.lives)
+
+    def _start_again(self, name: str, life: int) -> None:
+        if self.hosts[name].process is None and self.hosts[name].lives == life:
+            self.boot(name)
+
+    def _config(self, host: Host) -> NodeConfig:
+        return NodeConfig(
+            format=1,
+            cluster_id=CLUSTER_ID.hex(),
+            node=host.name,
+            address=host.address,
+            shards=self.shards,
+            replication_factor=self.replication_factor,
+            members=self.members,
+        )
+
+    def _ports(self, host: Host) -> Ports:
+        now = lambda: self.loop.now  # noqa: E731
+        return Ports(
+            disk=host.medium.attach_disk(now),
+            open_state=lambda: host.medium.attach_state(now),
+            dial=lambda address: SimChannel(self.network, address),
+            serve=self._serve,
+            clock=BusyClock(host.clock, self.loop.spend, host.look_s) if host.look_s else host.clock,
+            random=random.Random(host.chance.random()),
+            spawn=self._spawn,
+            boot_id=f"boot-{host.medium.boots}",
+        )
+
+    def _serve(self, handlers: Handlers, address: str) -> SimServer:
+        return SimServer(self.network, handlers, address, self.limits, self._bug)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        task.add_done_callback(self._background_ended)
+        return task
+
+    def _background_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bug(task.get_name(), error)
+
+    def _bug(self, where: str, error: BaseException) -> None:
+        self.oracles.breach(f"{where}: {error!r}\n{''.join(traceback.format_exception(error))}")
+
+    def end(self, name: str, how: str) -> None:
+        """Ends the process now: `kill` and `exit` leave the machine running, `power` does not."""
+        host = self.hosts[name]
+        process = host.process
+        if process is None:
+            return
+        self.transcript.note(name, how)
+        host.process = host.node = None
+        self.oracles.died(name)
+        if how == "power":
+            host.medium.cut()
+        else:
+            host.medium.kill()
+        self.network.gone(process, silent=how == "power")
+        self.loop.kill(process)
+
+    def knows_all(self, name: str) -> bool:
+        """Whether the node's disk has the present address of every node."""
+        identity = Identity(CLUSTER_ID, name)
+        body = Sealed(self.hosts[name].medium.disk.attach(), MAP_PATH).read(identity)
+        kept = {} if body is None else {m.node: m.address for m in meta_pb2.ShardMap.FromString(body).members}
+        first = {member.node: member.address for member in self.members}
+        return all((kept or first)[each] == host.address for each, host in self.hosts.items())
+
+    def move(self, name: str) -> None:
+        """The next incarnation listens elsewhere."""
+        host = self.hosts[name]
+        host.moves += 1
+        host.address = (
+            f"{self.members[list(self.hosts).index(name)].address.partition(':')[0]}:{FIRST_PORT + host.moves}"
+        )
+
+    # -- what is true now ----------------------------------------------------------------------------------------------
+
+    def up(self) -> list[str]:
+        return [name for name, host in self.hosts.items() if host.process is not None]
+
+    def replicas(self, shard: int) -> dict[str, Replica]:
+        """Of the nodes that serve."""
+        found = {
+            name: host.node.shards.replicas.get(shard) for name, host in self.hosts.items() if host.node is not None
+        }
+        return {name: replica for name, replica in found.items() if replica is not None}
+
+    def holders(self, shard: int) -> list[str]:
+        """The nodes that the first map gives a replica; nothing moves them yet."""
+        node = next(host.node for host in self.hosts.values() if host.node is not None)
+        return [each.node for each in node.map.current.shards[shard].replicas]
+
+    def leader(self, shard: int) -> str | None:
+        led = {name: r.core.term for name, r in self.replicas(shard).items() if r.core.role is Role.LEADER}
+        return max(led, key=lambda name: led[name], default=None)
+
+    # -- clients -------------------------------------------------------------------------------------------------------
+
+    def open_clients(self, count: int) -> None:
+        for at in range(count):
+            name = f"c{at + 1}"
+            clock = HostClock(lambda: self.loop.now, offset_s=1000.0 * (at + 1))
+            self.client_processes.append(Process(name, clock))
+
+    async def start_clients(self, deadline_s: float) -> None:
+        """Returns when each has a map. TenfoldError."""
+        for process in self.client_processes:
+            self.clients.append(await self.loop.start(process, self._client(process.host, deadline_s), "client"))
+
+    async def _client(self, name: str, deadline_s: float) -> Client:
+        chance = random.Random(f"{self._seed}/client/{name}")
+        client = Client(
+            [member.address for member in self.members],
+            deadline_s=deadline_s,
+            dial=lambda address: SimChannel(self.network, address),
+            random=chance,
+            limits=draw_limits(chance, "client_", self.limits) if self.limits is not DEFAULT else DEFAULT,
+        )
+        await client.start()
+        return client
+
+    async def close(self) -> None:
+        for process, client in zip(self.client_processes, self.clients, strict=False):
+            await self.loop.start(process, client.close(), "close")
+        for name in self.hosts:
+            self.end(name, "kill")

@@ -1,0 +1,57 @@
+"""What a seed decides before the first event: the size of the cluster, its limits, how hard the load is.
+
+Limits are drawn from their test ranges, since tiny ones find what seeds alone do not; some get a floor below which the
+workload itself could not run.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import fields, replace
+
+from cluster.limits import DEFAULT, Limits, check
+
+FLOORS = {
+    "key_bytes_max": 64,
+    "value_bytes_max": 64,
+    "nodes_max": 9,
+    "shards_max": 16,
+    "principal_bytes_max": 128,
+    "sessions_max": 12,
+    "client_queue_ops_max": 64,
+    "session_expiry_ms": 60_000,
+    "deadline_ms_max": 600_000,
+    "calls_in_flight_max": 24,
+    "watches_max": 16,
+    "virtual_nodes": 16,
+}
+"""The least value drawn: with less the workload could do nothing, and nothing would be found."""
+
+DRAWN_SHARE = 0.6
+EAGER = frozenset(
+    {"segment_bytes", "flush_log_bytes", "log_entries_kept_max", "append_entries_max", "entry_requests_max"}
+)
+"""Drawn almost always: as shipped they are too large to matter in a minute."""
+EAGER_SHARE = 0.9
+
+
+def draw_limits(chance: random.Random, prefix: str = "", limits: Limits = DEFAULT) -> Limits:
+    """A random part of the bounds from their test ranges, the rest as in `limits`; every relation between them holds.
+    Only those whose names begin with `prefix`."""
+    rows = [row for row in fields(Limits) if row.name.startswith(prefix)]
+    chance.shuffle(rows)
+    for row in rows:
+        low, high = row.metadata["test_range"]
+        low = min(high, max(low, FLOORS.get(row.name, low)))
+        drawn = round(low * (high / low) ** chance.random())
+        if chance.random() < (EAGER_SHARE if row.name in EAGER else DRAWN_SHARE):
+            limits = _if_lawful(replace(limits, **{row.name: drawn}), limits)
+    return limits
+
+
+def _if_lawful(wanted: Limits, otherwise: Limits) -> Limits:
+    try:
+        check(wanted)
+    except AssertionError:
+        return otherwise
+    return wanted

@@ -1,0 +1,74 @@
+"""The faults of a run, as data drawn from a seed before it begins.
+
+A fault names what is done and carries its own draws, in [0, 1); who it hits is decided when it is due, from what is true
+then. So a fault can be left out without changing any other, and a schedule can be cut down to what is needed.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+
+class Kind(NamedTuple):
+    name: str
+    weight: float
+    seconds: tuple[float, float]
+    """How long it lasts, or how long a node is down."""
+
+
+KINDS = (
+    Kind("kill", 3.0, (0.05, 3.0)),
+    Kind("kill-leader", 3.0, (0.05, 3.0)),
+    Kind("power", 2.0, (0.05, 4.0)),
+    Kind("power-all", 0.5, (0.05, 1.0)),
+    Kind("stop", 2.0, (0.05, 1.0)),
+    Kind("pause", 2.0, (0.02, 5.0)),
+    Kind("pause-leader", 2.0, (0.02, 5.0)),
+    Kind("cut", 2.0, (0.1, 8.0)),
+    Kind("isolate", 1.5, (0.1, 8.0)),
+    Kind("deafen", 1.0, (0.1, 6.0)),
+    Kind("split", 1.0, (0.5, 6.0)),
+    Kind("client-cut", 1.0, (0.1, 4.0)),
+    Kind("reset", 3.0, (0.0, 0.0)),
+    Kind("slow-link", 1.5, (0.2, 5.0)),
+    Kind("slow-disk", 1.5, (0.2, 5.0)),
+    Kind("stall-disk", 1.5, (0.05, 4.0)),
+    Kind("stall-state", 1.0, (0.1, 3.0)),
+    Kind("full-disk", 0.7, (0.2, 3.0)),
+    Kind("failed-sync", 0.5, (0.05, 2.0)),
+    Kind("clock-jump", 0.5, (0.0, 0.0)),
+    Kind("clock-rate", 1.0, (0.0, 0.0)),
+    Kind("move", 0.7, (0.05, 2.0)),
+)
+NAMES = tuple(kind.name for kind in KINDS)
+
+
+class Fault(NamedTuple):
+    """`at_s` in virtual seconds from the start of the run; `draws` pick the victims."""
+
+    at_s: float
+    kind: str
+    for_s: float
+    draws: tuple[float, float, float]
+
+
+def draw_schedule(seed: int, duration_s: float, kinds: tuple[str, ...] = NAMES) -> list[Fault]:
+    """About one fault a second, in bursts and pauses. Each run prefers some kinds, drawn at random."""
+    chance = random.Random(f"{seed}/faults")
+    used = [kind for kind in KINDS if kind.name in kinds]
+    taste = [kind.weight * chance.choice((0.0, 0.3, 1.0, 1.0, 3.0)) for kind in used]
+    if not any(taste):
+        taste = [kind.weight for kind in used]
+    pause_s = 10 ** chance.uniform(-0.4, 0.1)
+    faults: list[Fault] = []
+    at_s = 1.0
+    while used and at_s < duration_s:
+        kind = chance.choices(used, taste)[0]
+        low, high = kind.seconds
+        for_s = low * (high / low) ** chance.random() if low else 0.0
+        faults.append(
+            Fault(round(at_s, 6), kind.name, round(for_s, 6), (chance.random(), chance.random(), chance.random()))
+        )
+        at_s += pause_s * chance.expovariate(1.0)
+    return faults

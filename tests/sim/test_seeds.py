@@ -1,0 +1,86 @@
+"""Short seeds of the whole thing: they pass, they repeat, and they find bugs that were put in on purpose."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from chaos.bugs.catalogue import CATALOGUE
+from chaos.bugs.patch import infected
+from chaos.sim.run import Options, SeedResult, run_seed
+from chaos.sim.schedule import Fault, draw_schedule
+from cluster.raft import core
+from cluster.raft.core import RaftCore
+from node.machines.sessions import Sessions
+
+SHORT_S = 8.0
+
+
+def told(result: SeedResult) -> str:
+    return "\n".join([f"seed {result.seed}: {result.verdict}", *result.reasons, *result.tail[-40:]])
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_a_seed_is_ok(seed: int) -> None:
+    result = run_seed(Options(seed=seed, duration_s=SHORT_S))
+    assert result.verdict == "ok", told(result)
+    assert result.operations > 50 and result.applied > 100
+
+
+def test_two_processes_agree_on_the_trace() -> None:
+    documents = []
+    for number in ("1", "2"):
+        command = [sys.executable, "-m", "tenfold", "sim", "run", "--seed", "5", "--minutes", "0.1", "--json"]
+        ended = subprocess.run(
+            command,
+            env={**os.environ, "PYTHONHASHSEED": number},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        documents.append(json.loads(ended.stdout))
+    one, other = documents
+    assert one["trace_hash"] == other["trace_hash"] == one["seeds"][0]["trace_hash"]
+    assert one["verdict"] == "ok" and one["seeds"][0]["operations"] > 50 and one["ratio"] > 1
+
+
+def test_another_seed_is_another_trace() -> None:
+    hashes = {run_seed(Options(seed=seed, duration_s=2.0)).trace_hash for seed in (1, 2)}
+    assert len(hashes) == 2
+
+
+def test_a_schedule_is_data() -> None:
+    drawn = draw_schedule(3, 20.0)
+    assert drawn == draw_schedule(3, 20.0) != draw_schedule(4, 20.0)
+    only = (Fault(1.0, "kill-leader", 0.5, (0.1, 0.2, 0.3)),)
+    result = run_seed(Options(seed=3, duration_s=4.0, schedule=only))
+    assert result.verdict == "ok" and result.faults == 1, told(result)
+
+
+@pytest.mark.parametrize("seed", [3, 10, 11])
+def test_a_replica_that_lags_says_so(seed: int) -> None:
+    """Its leader speaks, and what it was told to apply is far ahead of what it has."""
+    crashes = ("kill", "kill-leader", "power", "stop")
+    result = run_seed(Options(seed=seed, duration_s=15.0, kinds=crashes, stale_bound=True))
+    assert result.verdict == "ok", told(result)
+
+
+@pytest.mark.parametrize("name", ["heartbeat-commits-all", "votes-for-an-older-log", "applies-twice"])
+def test_a_bug_is_found(name: str) -> None:
+    with infected(CATALOGUE[name]):
+        found = any(run_seed(Options(seed=seed, duration_s=20.0)).verdict == "violation" for seed in range(1, 13))
+    assert found
+
+
+def test_a_bug_leaves_with_its_run() -> None:
+    before = RaftCore.step, Sessions.admit, core.HANDLERS
+    for bug in CATALOGUE.values():
+        with infected(bug):
+            pass
+    assert (RaftCore.step, Sessions.admit, core.HANDLERS) == before
