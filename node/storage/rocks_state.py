@@ -143,11 +143,6 @@ class RocksState:
         self._check()
         return RocksSnapshot(self, self._engine.iter())
 
-    def memory_bytes(self) -> dict[str, int]:
-        """What the engine says it holds in memory, by part."""
-        names = ("rocksdb.cur-size-all-mem-tables", "rocksdb.block-cache-usage", "rocksdb.estimate-table-readers-mem")
-        return {name: self._engine.property_int_value(name) or 0 for name in names}
-
     def close(self) -> None:
         """Waits for a flush that runs; does not flush, since what counts is in the log."""
         self._thread.shutdown(wait=True)
