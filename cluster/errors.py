@@ -25,6 +25,8 @@ class Code(IntEnum):
     NUMBER_OVERFLOW = 22
     COMPACTED = 23
     ALREADY_EXISTS = 24
+    MAP_CHANGED = 25
+    MEMBER_BUSY = 26
     # routing
     NOT_LEADER = 40
     WRONG_SHARD = 41
@@ -72,6 +74,8 @@ TABLE: dict[Code, Row] = {
     Code.NUMBER_OVERFLOW: Row(True, False, Refresh.NOTHING, "the number would leave the signed 64-bit range"),
     Code.COMPACTED: Row(True, False, Refresh.NOTHING, "the history asked for is gone; the oldest token is given"),
     Code.ALREADY_EXISTS: Row(True, False, Refresh.NOTHING, "it exists already"),
+    Code.MAP_CHANGED: Row(True, True, Refresh.MAP, "the shard's placement changed meanwhile, or a change is under way"),
+    Code.MEMBER_BUSY: Row(True, False, Refresh.NOTHING, "the member still holds replicas; drain it first"),
     Code.NOT_LEADER: Row(True, True, Refresh.LEADER, "this replica does not lead the shard"),
     Code.WRONG_SHARD: Row(True, True, Refresh.MAP, "this node holds no replica of the shard, or the key is not in it"),
     Code.MAP_BEHIND: Row(True, True, Refresh.NOTHING, "the client's map is newer than the node's"),

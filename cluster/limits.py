@@ -73,7 +73,10 @@ class Limits:
     peer_queue_bytes_max: int = bound(32 * MIB, 16 * KIB, 256 * KIB)
     snapshot_chunk_bytes: int = bound(256 * KIB, 256, 4 * KIB)
     snapshots_sending_max: int = bound(2, 1, 2)  # per node
+    snapshot_bytes_per_s: int = bound(32 * MIB, 64 * KIB, 32 * MIB)  # sent by one node, all its snapshots together
     snapshot_deadline_ms: int = bound(120_000, 1000, 120_000)  # one transfer, from the first chunk to the answer
+    snapshot_idle_ms: int = bound(20_000, 500, 20_000)  # without a chunk or an answer the attempt is given up
+    snapshot_resume_ms: int = bound(30_000, 1000, 30_000)  # a broken one may go on where it stood for so long
     peer_hello_ms: int = bound(1000, 100, 1000)  # to connect and be greeted; then the attempt is given up
     keepalive_ms: int = bound(4000, 200, 4000)  # silence before a ping; twice that unanswered: dead
     # storage
@@ -85,6 +88,18 @@ class Limits:
     shards_max: int = bound(1024, 1, 16)
     virtual_nodes: int = bound(64, 4, 64)  # per node
     calls_in_flight_max: int = bound(4096, 8, 64)  # per node
+    # members and moves
+    suspect_after_ms: int = bound(2000, 500, 2000)  # a member not heard for so long is suspect
+    heard_again_ms: int = bound(1000, 100, 1000)  # and up again when heard for so long without a gap
+    down_after_ms: int = bound(60_000, 3000, 60_000)  # not heard for so long, its replicas are rebuilt elsewhere
+    driver_ms: int = bound(250, 50, 250)  # between two looks of the placement driver while there is work
+    driver_idle_ms: int = bound(5000, 500, 5000)
+    moves_max: int = bound(4, 1, 4)  # shards that change their replicas at one time
+    moves_per_node_max: int = bound(2, 1, 2)  # learners that catch up on one node
+    prefer_after_ms: int = bound(
+        5000, 200, 5000
+    )  # a leader that is not the preferred one hands over when that one is fit so long
+    removed_names_max: int = bound(1024, 8, 1024)
     # client
     client_queue_ops_max: int = bound(100_000, 8, 256)  # waiting or in flight, in one client
     client_queue_bytes_max: int = bound(64 * MIB, 4 * MIB, 8 * MIB)

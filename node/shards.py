@@ -14,9 +14,10 @@ import structlog
 from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
 from cluster.ports import Random
+from cluster.raft.configuration import Configuration
 from cluster.raft.core import RaftCore
 from cluster.raft.log import RaftLog
-from cluster.raft.messages import Configuration, HardState, SnapshotPoint
+from cluster.raft.messages import HardState, SnapshotPoint
 from cluster.raft.settings import RaftSettings
 from cluster.types import META_SHARD
 from node.cluster_map import ClusterMap

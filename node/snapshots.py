@@ -79,10 +79,9 @@ class Snapshots:
             if replica.core.role is not Role.LEADER or replica.core.term != message.term:
                 raise TenfoldError(Code.NOT_LEADER)  # it was asked for in a term that has passed
             point = replica.core.snapshot_point()
-            message.index, message.log_term = point.index, point.term
+            message.index, message.log_term, message.configuration = point.index, point.term, point.configuration
             header = peer_pb2.SnapshotHeader(
                 message=to_wire(replica.shard, message),
-                voters=point.configuration.voters,
                 time_ms=replica.applier.time_ms,
             )
             frozen.append((header, replica.state.snapshot()))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
+from cluster.raft.configuration import Configuration
 from cluster.types import EntryKind
 
 
@@ -58,13 +59,15 @@ class Message:
     APPEND: `index`/`log_term` precede the entries. APPEND_REPLY: `index` is the last index known to match, or with
     `reject` the index refused, and `hint_index`/`hint_term` say where to go on. VOTE: `index`/`log_term` of the
     candidate's last entry, `flag` for a leadership transfer. HEARTBEAT: `commit` (never above what the receiver is known
-    to hold), `flag`: the leader falls silent. SNAPSHOT: `index`/`log_term` of the snapshot. `hint_index` of APPEND and
+    to hold), `flag`: the leader falls silent. SNAPSHOT: `index`/`log_term` of the snapshot,
+    and the `configuration` at that index. `hint_index` of APPEND and
     HEARTBEAT: who has applied it holds all that was acknowledged when it was sent; `context` is the leader's stamp of
     sending, which the reply gives back: it confirms reads and carries the lease.
     """
 
     __slots__ = (
         "commit",
+        "configuration",
         "context",
         "entries",
         "flag",
@@ -94,6 +97,7 @@ class Message:
         hint_term: int = 0,
         context: int = 0,
         flag: bool = False,
+        configuration: Configuration | None = None,
     ) -> None:
         self.kind = kind
         self.sender = sender
@@ -108,6 +112,7 @@ class Message:
         self.hint_term = hint_term
         self.context = context
         self.flag = flag
+        self.configuration = configuration
 
     def __repr__(self) -> str:
         fields = (
@@ -118,6 +123,7 @@ class Message:
             + [f for f in fields if not f.endswith("=0")]
             + (["reject"] if self.reject else [])
             + (["flag"] if self.flag else [])
+            + ([f"{self.configuration}"] if self.configuration is not None else [])
             + ([f"entries={self.entries}"] if self.entries else [])
         )
 
@@ -129,13 +135,6 @@ class HardState:
     term: int = 0
     vote: int = 0
     commit: int = 0
-
-
-@dataclass(slots=True)
-class Configuration:
-    """The voters, by replica id. (Learners and joint configurations come with moving shards.)"""
-
-    voters: tuple[int, ...]
 
 
 @dataclass(slots=True)

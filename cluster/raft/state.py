@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections import deque
 
 from cluster.ports import Random
+from cluster.raft.configuration import Configuration
 from cluster.raft.log import RaftLog
 from cluster.raft.messages import (
-    Configuration,
     Entry,
     HardState,
     Message,

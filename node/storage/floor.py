@@ -17,7 +17,8 @@ from statistics import median
 from time import perf_counter
 
 from cluster.limits import DEFAULT
-from cluster.raft.messages import Configuration, Entry
+from cluster.raft.configuration import Configuration
+from cluster.raft.messages import Entry
 from cluster.types import EntryKind
 from node.storage.disk import RealDisk, boot_id
 from node.storage.log import Log, ShardRound

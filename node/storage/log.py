@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from cluster.limits import Limits
 from cluster.ports import Disk, DiskFull, File, StorageFailed
-from cluster.raft.messages import Configuration, Entry, HardState
+from cluster.raft.configuration import Configuration
+from cluster.raft.messages import Entry, HardState
 from node.storage.evidence import keep_evidence
 from node.storage.failpoints import failpoint
 from node.storage.identity import Identity

@@ -15,7 +15,8 @@ from enum import IntEnum
 from typing import NamedTuple
 from zlib import crc32
 
-from cluster.raft.messages import Configuration, Entry
+from cluster.raft.configuration import Configuration
+from cluster.raft.messages import Entry
 
 FRAME_MAGIC = b"\xf4RND"
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.raft.messages import Configuration, Entry, HardState, SnapshotPoint
+from cluster.raft.configuration import Configuration
+from cluster.raft.messages import Entry, HardState, SnapshotPoint
 from node.storage.record import RecordKind, pack_checkpoint, pack_record, read_checkpoint
 
 

@@ -6,6 +6,7 @@ It runs for every message, so it sets only fields that differ from their default
 
 from __future__ import annotations
 
+from cluster.raft.configuration import Configuration
 from cluster.raft.messages import Entry, Message
 from proto.gen import peer_pb2
 
@@ -50,6 +51,8 @@ def fill(wire: peer_pb2.RaftMessage, shard: int, message: Message) -> None:
         wire.context = message.context
     if message.flag:
         wire.flag = True
+    if message.configuration is not None:
+        wire.configuration = message.configuration.encode()
 
 
 def from_wire(wire: peer_pb2.RaftMessage) -> Message:
@@ -72,6 +75,7 @@ def from_wire(wire: peer_pb2.RaftMessage) -> Message:
         wire.hint_term,
         wire.context,
         wire.flag,
+        Configuration.decode(wire.configuration) if wire.configuration else None,
     )
 
 

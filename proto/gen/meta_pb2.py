@@ -24,27 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/gen/meta.proto\x12\ntenfold.v1\"#\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04node\x18\x02 \x01(\t\"d\n\x05Shard\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12%\n\x08replicas\x18\x03 \x03(\x0b\x32\x13.tenfold.v1.Replica\x12\x17\n\x0fnext_replica_id\x18\x04 \x01(\x04\"5\n\x06Member\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\"\x91\x01\n\x08ShardMap\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x1a\n\x12replication_factor\x18\x03 \x01(\r\x12#\n\x07members\x18\x04 \x03(\x0b\x32\x12.tenfold.v1.Member\x12!\n\x06shards\x18\x05 \x03(\x0b\x32\x11.tenfold.v1.Shard\"m\n\x0bMetaCommand\x12)\n\tbootstrap\x18\x01 \x01(\x0b\x32\x14.tenfold.v1.ShardMapH\x00\x12(\n\nset_member\x18\x02 \x01(\x0b\x32\x12.tenfold.v1.MemberH\x00\x42\t\n\x07\x63ommand\"\x1b\n\nMetaResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\x0b\n\tMetaQuery\"/\n\nMetaAnswer\x12!\n\x03map\x18\x01 \x01(\x0b\x32\x14.tenfold.v1.ShardMapb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/gen/meta.proto\x12\ntenfold.v1\"\x8a\x01\n\x07Replica\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0c\n\x04node\x18\x02 \x01(\t\x12(\n\x05stage\x18\x03 \x01(\x0e\x32\x19.tenfold.v1.Replica.Stage\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\",\n\x05Stage\x12\t\n\x05VOTER\x10\x00\x12\x0b\n\x07LEARNER\x10\x01\x12\x0b\n\x07LEAVING\x10\x02\"d\n\x05Shard\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12%\n\x08replicas\x18\x03 \x03(\x0b\x32\x13.tenfold.v1.Replica\x12\x17\n\x0fnext_replica_id\x18\x04 \x01(\x04\"\xa0\x01\n\x06Member\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04zone\x18\x03 \x01(\t\x12\'\n\x05state\x18\x04 \x01(\x0e\x32\x18.tenfold.v1.Member.State\"@\n\x05State\x12\x06\n\x02UP\x10\x00\x12\x0b\n\x07JOINING\x10\x01\x12\x0b\n\x07SUSPECT\x10\x02\x12\x08\n\x04\x44OWN\x10\x03\x12\x0b\n\x07LEAVING\x10\x04\"\xb7\x01\n\x08ShardMap\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x1a\n\x12replication_factor\x18\x03 \x01(\r\x12#\n\x07members\x18\x04 \x03(\x0b\x32\x12.tenfold.v1.Member\x12!\n\x06shards\x18\x05 \x03(\x0b\x32\x11.tenfold.v1.Shard\x12\x13\n\x0brebalancing\x18\x06 \x01(\x08\x12\x0f\n\x07removed\x18\x07 \x03(\t\">\n\nJoinMember\x12\"\n\x06member\x18\x01 \x01(\x0b\x32\x12.tenfold.v1.Member\x12\x0c\n\x04lost\x18\x02 \x01(\x08\"A\n\x08SetState\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.tenfold.v1.Member.State\"L\n\nAddReplica\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x10\n\x08replaces\x18\x04 \x01(\x04\"@\n\rRetireReplica\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0f\n\x07replica\x18\x03 \x01(\x04\"^\n\x0bSettleShard\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06voters\x18\x03 \x03(\x04\x12\x10\n\x08learners\x18\x04 \x03(\x04\x12\r\n\x05order\x18\x05 \x03(\x04\"\x1c\n\x0eSetRebalancing\x12\n\n\x02on\x18\x01 \x01(\x08\"\x9f\x03\n\x0bMetaCommand\x12)\n\tbootstrap\x18\x01 \x01(\x0b\x32\x14.tenfold.v1.ShardMapH\x00\x12(\n\nset_member\x18\x02 \x01(\x0b\x32\x12.tenfold.v1.MemberH\x00\x12&\n\x04join\x18\x03 \x01(\x0b\x32\x16.tenfold.v1.JoinMemberH\x00\x12)\n\tset_state\x18\x04 \x01(\x0b\x32\x14.tenfold.v1.SetStateH\x00\x12\x17\n\rremove_member\x18\x05 \x01(\tH\x00\x12-\n\x0b\x61\x64\x64_replica\x18\x06 \x01(\x0b\x32\x16.tenfold.v1.AddReplicaH\x00\x12\x33\n\x0eretire_replica\x18\x07 \x01(\x0b\x32\x19.tenfold.v1.RetireReplicaH\x00\x12)\n\x06settle\x18\x08 \x01(\x0b\x32\x17.tenfold.v1.SettleShardH\x00\x12\x35\n\x0fset_rebalancing\x18\t \x01(\x0b\x32\x1a.tenfold.v1.SetRebalancingH\x00\x42\t\n\x07\x63ommand\",\n\nMetaResult\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0f\n\x07replica\x18\x02 \x01(\x04\"\x0b\n\tMetaQuery\"/\n\nMetaAnswer\x12!\n\x03map\x18\x01 \x01(\x0b\x32\x14.tenfold.v1.ShardMapb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.gen.meta_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REPLICA']._serialized_start=36
-  _globals['_REPLICA']._serialized_end=71
-  _globals['_SHARD']._serialized_start=73
-  _globals['_SHARD']._serialized_end=173
-  _globals['_MEMBER']._serialized_start=175
-  _globals['_MEMBER']._serialized_end=228
-  _globals['_SHARDMAP']._serialized_start=231
-  _globals['_SHARDMAP']._serialized_end=376
-  _globals['_METACOMMAND']._serialized_start=378
-  _globals['_METACOMMAND']._serialized_end=487
-  _globals['_METARESULT']._serialized_start=489
-  _globals['_METARESULT']._serialized_end=516
-  _globals['_METAQUERY']._serialized_start=518
-  _globals['_METAQUERY']._serialized_end=529
-  _globals['_METAANSWER']._serialized_start=531
-  _globals['_METAANSWER']._serialized_end=578
+  _globals['_REPLICA']._serialized_start=37
+  _globals['_REPLICA']._serialized_end=175
+  _globals['_REPLICA_STAGE']._serialized_start=131
+  _globals['_REPLICA_STAGE']._serialized_end=175
+  _globals['_SHARD']._serialized_start=177
+  _globals['_SHARD']._serialized_end=277
+  _globals['_MEMBER']._serialized_start=280
+  _globals['_MEMBER']._serialized_end=440
+  _globals['_MEMBER_STATE']._serialized_start=376
+  _globals['_MEMBER_STATE']._serialized_end=440
+  _globals['_SHARDMAP']._serialized_start=443
+  _globals['_SHARDMAP']._serialized_end=626
+  _globals['_JOINMEMBER']._serialized_start=628
+  _globals['_JOINMEMBER']._serialized_end=690
+  _globals['_SETSTATE']._serialized_start=692
+  _globals['_SETSTATE']._serialized_end=757
+  _globals['_ADDREPLICA']._serialized_start=759
+  _globals['_ADDREPLICA']._serialized_end=835
+  _globals['_RETIREREPLICA']._serialized_start=837
+  _globals['_RETIREREPLICA']._serialized_end=901
+  _globals['_SETTLESHARD']._serialized_start=903
+  _globals['_SETTLESHARD']._serialized_end=997
+  _globals['_SETREBALANCING']._serialized_start=999
+  _globals['_SETREBALANCING']._serialized_end=1027
+  _globals['_METACOMMAND']._serialized_start=1030
+  _globals['_METACOMMAND']._serialized_end=1445
+  _globals['_METARESULT']._serialized_start=1447
+  _globals['_METARESULT']._serialized_end=1491
+  _globals['_METAQUERY']._serialized_start=1493
+  _globals['_METAQUERY']._serialized_end=1504
+  _globals['_METAANSWER']._serialized_start=1506
+  _globals['_METAANSWER']._serialized_end=1553
 # @@protoc_insertion_point(module_scope)

@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -22,20 +23,48 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class Replica(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Stage:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StageEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Replica._Stage.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        VOTER: Replica._Stage.ValueType  # 0
+        LEARNER: Replica._Stage.ValueType  # 1
+        """to be added, to catch up, and then to vote"""
+        LEAVING: Replica._Stage.ValueType  # 2
+        """to be taken out; its id never comes back"""
+
+    class Stage(_Stage, metaclass=_StageEnumTypeWrapper):
+        """The map says what is wanted; the shard's leader brings the Raft group there, and the driver then settles the map."""
+
+    VOTER: Replica.Stage.ValueType  # 0
+    LEARNER: Replica.Stage.ValueType  # 1
+    """to be added, to catch up, and then to vote"""
+    LEAVING: Replica.Stage.ValueType  # 2
+    """to be taken out; its id never comes back"""
+
     ID_FIELD_NUMBER: _builtins.int
     NODE_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """unique in its shard for ever; a wiped replica comes back under a new one"""
     node: _builtins.str
+    stage: Global___Replica.Stage.ValueType
+    epoch: _builtins.int
+    """of the map that placed it"""
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         node: _builtins.str = ...,
+        stage: Global___Replica.Stage.ValueType = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "node", b"node"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "id", b"id", "node", b"node", "stage", b"stage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -52,11 +81,11 @@ class Shard(_message.Message):
     id: _builtins.int
     """0 is meta; data shard s covers the s-1st of equal arcs of the 64-bit circle"""
     version: _builtins.int
-    """of this shard's placement; a request names it"""
+    """of this shard's placement; every change raises it"""
     next_replica_id: _builtins.int
     @_builtins.property
     def replicas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Replica]:
-        """in preference order: the first is the preferred leader"""
+        """in preference order: the first voter is the preferred leader"""
 
     def __init__(
         self,
@@ -78,23 +107,55 @@ Global___Shard: _TypeAlias = Shard  # noqa: Y015
 class Member(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Member._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        UP: Member._State.ValueType  # 0
+        JOINING: Member._State.ValueType  # 1
+        """known, not heard of yet"""
+        SUSPECT: Member._State.ValueType  # 2
+        """not heard for a while; nothing is done about it"""
+        DOWN: Member._State.ValueType  # 3
+        """not heard for so long that its replicas are rebuilt elsewhere"""
+        LEAVING: Member._State.ValueType  # 4
+        """its replicas move away, and it gets no new ones"""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """The life of a member (cluster/membership). Who is removed is in no map any more."""
+
+    UP: Member.State.ValueType  # 0
+    JOINING: Member.State.ValueType  # 1
+    """known, not heard of yet"""
+    SUSPECT: Member.State.ValueType  # 2
+    """not heard for a while; nothing is done about it"""
+    DOWN: Member.State.ValueType  # 3
+    """not heard for so long that its replicas are rebuilt elsewhere"""
+    LEAVING: Member.State.ValueType  # 4
+    """its replicas move away, and it gets no new ones"""
+
     NODE_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     address: _builtins.str
     """host:port"""
     zone: _builtins.str
+    state: Global___Member.State.ValueType
     def __init__(
         self,
         *,
         node: _builtins.str = ...,
         address: _builtins.str = ...,
         zone: _builtins.str = ...,
+        state: Global___Member.State.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node", b"node", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "node", b"node", "state", b"state", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -109,16 +170,24 @@ class ShardMap(_message.Message):
     REPLICATION_FACTOR_FIELD_NUMBER: _builtins.int
     MEMBERS_FIELD_NUMBER: _builtins.int
     SHARDS_FIELD_NUMBER: _builtins.int
+    REBALANCING_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.bytes
     """16 bytes"""
     epoch: _builtins.int
     """orders the changes of the map"""
     replication_factor: _builtins.int
+    rebalancing: _builtins.bool
+    """the driver moves replicas towards the ring's placement until it is reached"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___Member]: ...
     @_builtins.property
     def shards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Shard]:
         """by id; shards[0] is meta"""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """names of members that were; none is given again"""
 
     def __init__(
         self,
@@ -128,14 +197,180 @@ class ShardMap(_message.Message):
         replication_factor: _builtins.int = ...,
         members: _abc.Iterable[Global___Member] | None = ...,
         shards: _abc.Iterable[Global___Shard] | None = ...,
+        rebalancing: _builtins.bool = ...,
+        removed: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "members", b"members", "replication_factor", b"replication_factor", "shards", b"shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "epoch", b"epoch", "members", b"members", "rebalancing", b"rebalancing", "removed", b"removed", "replication_factor", b"replication_factor", "shards", b"shards"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ShardMap: _TypeAlias = ShardMap  # noqa: Y015
+
+@_typing.final
+class JoinMember(_message.Message):
+    """A node joins, or says that it lost its disk: then every replica placed on it up to the resulting epoch is lost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    lost: _builtins.bool
+    @_builtins.property
+    def member(self) -> Global___Member: ...
+    def __init__(
+        self,
+        *,
+        member: Global___Member | None = ...,
+        lost: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "member", b"member"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JoinMember: _TypeAlias = JoinMember  # noqa: Y015
+
+@_typing.final
+class SetState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    state: Global___Member.State.ValueType
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        state: Global___Member.State.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetState: _TypeAlias = SetState  # noqa: Y015
+
+@_typing.final
+class AddReplica(_message.Message):
+    """A new learner on `node`. With `replaces` that replica will leave when the learner votes; on the same node only
+    where the replica to be replaced is quarantined.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    NODE_FIELD_NUMBER: _builtins.int
+    REPLACES_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    version: _builtins.int
+    """the placement this is meant for; another one: MAP_CHANGED"""
+    node: _builtins.str
+    replaces: _builtins.int
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        version: _builtins.int = ...,
+        node: _builtins.str = ...,
+        replaces: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node", b"node", "replaces", b"replaces", "shard", b"shard", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddReplica: _TypeAlias = AddReplica  # noqa: Y015
+
+@_typing.final
+class RetireReplica(_message.Message):
+    """A replica, learner or voter, is to leave and nothing takes its place."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    version: _builtins.int
+    replica: _builtins.int
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        version: _builtins.int = ...,
+        replica: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replica", b"replica", "shard", b"shard", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetireReplica: _TypeAlias = RetireReplica  # noqa: Y015
+
+@_typing.final
+class SettleShard(_message.Message):
+    """The shard's group has committed this configuration: LEARNERs that vote become VOTERs, LEAVING ones that are in it no
+    more go. `order`, if given, is the new preference order of the voters.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SHARD_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    VOTERS_FIELD_NUMBER: _builtins.int
+    LEARNERS_FIELD_NUMBER: _builtins.int
+    ORDER_FIELD_NUMBER: _builtins.int
+    shard: _builtins.int
+    version: _builtins.int
+    @_builtins.property
+    def voters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def learners(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def order(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        shard: _builtins.int = ...,
+        version: _builtins.int = ...,
+        voters: _abc.Iterable[_builtins.int] | None = ...,
+        learners: _abc.Iterable[_builtins.int] | None = ...,
+        order: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["learners", b"learners", "order", b"order", "shard", b"shard", "version", b"version", "voters", b"voters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleShard: _TypeAlias = SettleShard  # noqa: Y015
+
+@_typing.final
+class SetRebalancing(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ON_FIELD_NUMBER: _builtins.int
+    on: _builtins.bool
+    def __init__(
+        self,
+        *,
+        on: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["on", b"on"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetRebalancing: _TypeAlias = SetRebalancing  # noqa: Y015
 
 @_typing.final
 class MetaCommand(_message.Message):
@@ -143,25 +378,53 @@ class MetaCommand(_message.Message):
 
     BOOTSTRAP_FIELD_NUMBER: _builtins.int
     SET_MEMBER_FIELD_NUMBER: _builtins.int
+    JOIN_FIELD_NUMBER: _builtins.int
+    SET_STATE_FIELD_NUMBER: _builtins.int
+    REMOVE_MEMBER_FIELD_NUMBER: _builtins.int
+    ADD_REPLICA_FIELD_NUMBER: _builtins.int
+    RETIRE_REPLICA_FIELD_NUMBER: _builtins.int
+    SETTLE_FIELD_NUMBER: _builtins.int
+    SET_REBALANCING_FIELD_NUMBER: _builtins.int
+    remove_member: _builtins.str
+    """which holds no replica any more"""
     @_builtins.property
     def bootstrap(self) -> Global___ShardMap:
         """the first map; refused once there is one"""
 
     @_builtins.property
     def set_member(self) -> Global___Member:
-        """a member's new address or zone"""
+        """a member's new address or zone; its state stays"""
 
+    @_builtins.property
+    def join(self) -> Global___JoinMember: ...
+    @_builtins.property
+    def set_state(self) -> Global___SetState: ...
+    @_builtins.property
+    def add_replica(self) -> Global___AddReplica: ...
+    @_builtins.property
+    def retire_replica(self) -> Global___RetireReplica: ...
+    @_builtins.property
+    def settle(self) -> Global___SettleShard: ...
+    @_builtins.property
+    def set_rebalancing(self) -> Global___SetRebalancing: ...
     def __init__(
         self,
         *,
         bootstrap: Global___ShardMap | None = ...,
         set_member: Global___Member | None = ...,
+        join: Global___JoinMember | None = ...,
+        set_state: Global___SetState | None = ...,
+        remove_member: _builtins.str = ...,
+        add_replica: Global___AddReplica | None = ...,
+        retire_replica: Global___RetireReplica | None = ...,
+        settle: Global___SettleShard | None = ...,
+        set_rebalancing: Global___SetRebalancing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "command", b"command", "set_member", b"set_member"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["add_replica", b"add_replica", "bootstrap", b"bootstrap", "command", b"command", "join", b"join", "remove_member", b"remove_member", "retire_replica", b"retire_replica", "set_member", b"set_member", "set_rebalancing", b"set_rebalancing", "set_state", b"set_state", "settle", b"settle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bootstrap", b"bootstrap", "command", b"command", "set_member", b"set_member"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_replica", b"add_replica", "bootstrap", b"bootstrap", "command", b"command", "join", b"join", "remove_member", b"remove_member", "retire_replica", b"retire_replica", "set_member", b"set_member", "set_rebalancing", b"set_rebalancing", "set_state", b"set_state", "settle", b"settle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["bootstrap", "set_member"]  # noqa: Y015
+    _WhichOneofReturnType_command: _TypeAlias = _typing.Literal["bootstrap", "set_member", "join", "set_state", "remove_member", "add_replica", "retire_replica", "settle", "set_rebalancing"]  # noqa: Y015
     _WhichOneofArgType_command: _TypeAlias = _typing.Literal["command", b"command"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_command) -> _WhichOneofReturnType_command | None: ...
 
@@ -172,15 +435,19 @@ class MetaResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     EPOCH_FIELD_NUMBER: _builtins.int
+    REPLICA_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
+    replica: _builtins.int
+    """ADD_REPLICA: the id of the new one"""
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
+        replica: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "replica", b"replica"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

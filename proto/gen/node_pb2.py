@@ -26,7 +26,7 @@ from proto.gen import kv_pb2 as proto_dot_gen_dot_kv__pb2
 from proto.gen import meta_pb2 as proto_dot_gen_dot_meta__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/gen/node.proto\x12\ntenfold.v1\x1a\x12proto/gen/kv.proto\x1a\x14proto/gen/meta.proto\"\xd8\x01\n\nSubRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x15\n\rshard_version\x18\x02 \x01(\x04\x12\x12\n\ncapability\x18\x03 \x01(\t\x12\x1e\n\x04mode\x18\x04 \x01(\x0e\x32\x10.tenfold.v1.Mode\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32\x17.tenfold.v1.Consistency\x12\x0f\n\x07session\x18\x06 \x01(\x04\x12\x10\n\x08sequence\x18\x07 \x01(\x04\x12\x11\n\tlow_water\x18\x08 \x01(\x04\x12\x0c\n\x04\x62ody\x18\t \x01(\x0c\"s\n\x0b\x43\x61llRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\x12(\n\x08requests\x18\x04 \x03(\x0b\x32\x16.tenfold.v1.SubRequest\"y\n\x08SubReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\r\n\x05index\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x10\n\x08stale_ms\x18\x06 \x01(\x04\x12\x0f\n\x07session\x18\x07 \x01(\x04\"A\n\tCallReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12%\n\x07replies\x18\x02 \x03(\x0b\x32\x14.tenfold.v1.SubReply\"\x8b\x01\n\x0cWatchRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x15\n\rshard_version\x18\x03 \x01(\x04\x12\r\n\x05start\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x0c\x12\x13\n\x0b\x61\x66ter_index\x18\x06 \x01(\x04\x12\x10\n\x08\x66rom_now\x18\x07 \x01(\x08\"~\n\nWatchReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\x12\r\n\x05\x66loor\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12#\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x13.tenfold.v1.KvEvent\"!\n\nMapRequest\x12\x13\n\x0b\x61\x62ove_epoch\x18\x01 \x01(\x04\" \n\rStatusRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x08\"\xe2\x01\n\rReplicaStatus\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07replica\x18\x02 \x01(\x04\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x06 \x01(\x04\x12\x15\n\rapplied_index\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x12\n\nquarantine\x18\t \x01(\t\x12\x12\n\nbase_index\x18\n \x01(\x04\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x04\x12\x0c\n\x04idle\x18\x0c \x01(\x08\"\xc6\x02\n\x0bStatusReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12+\n\x08replicas\x18\x06 \x03(\x0b\x32\x19.tenfold.v1.ReplicaStatus\x12\x10\n\x08peers_up\x18\x07 \x03(\t\x12\x11\n\tlog_bytes\x18\x08 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\t \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\n \x01(\x01\x12\x37\n\x08\x63ounters\x18\x0b \x03(\x0b\x32%.tenfold.v1.StatusReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\r\n\x0bStopRequest\"\x0b\n\tStopReply*0\n\x04Mode\x12\x0b\n\x07\x43OMMAND\x10\x00\x12\t\n\x05QUERY\x10\x01\x12\x10\n\x0cOPEN_SESSION\x10\x02*5\n\x0b\x43onsistency\x12\x10\n\x0cLINEARIZABLE\x10\x00\x12\t\n\x05LEASE\x10\x01\x12\t\n\x05STALE\x10\x02\x32\xad\x02\n\x04Node\x12\x36\n\x04\x43\x61ll\x12\x17.tenfold.v1.CallRequest\x1a\x15.tenfold.v1.CallReply\x12;\n\x05Watch\x12\x18.tenfold.v1.WatchRequest\x1a\x16.tenfold.v1.WatchReply0\x01\x12:\n\x08WatchMap\x12\x16.tenfold.v1.MapRequest\x1a\x14.tenfold.v1.ShardMap0\x01\x12<\n\x06Status\x12\x19.tenfold.v1.StatusRequest\x1a\x17.tenfold.v1.StatusReply\x12\x36\n\x04Stop\x12\x17.tenfold.v1.StopRequest\x1a\x15.tenfold.v1.StopReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/gen/node.proto\x12\ntenfold.v1\x1a\x12proto/gen/kv.proto\x1a\x14proto/gen/meta.proto\"\xd8\x01\n\nSubRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x15\n\rshard_version\x18\x02 \x01(\x04\x12\x12\n\ncapability\x18\x03 \x01(\t\x12\x1e\n\x04mode\x18\x04 \x01(\x0e\x32\x10.tenfold.v1.Mode\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32\x17.tenfold.v1.Consistency\x12\x0f\n\x07session\x18\x06 \x01(\x04\x12\x10\n\x08sequence\x18\x07 \x01(\x04\x12\x11\n\tlow_water\x18\x08 \x01(\x04\x12\x0c\n\x04\x62ody\x18\t \x01(\x0c\"s\n\x0b\x43\x61llRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\x12(\n\x08requests\x18\x04 \x03(\x0b\x32\x16.tenfold.v1.SubRequest\"y\n\x08SubReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\r\n\x05index\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x10\n\x08stale_ms\x18\x06 \x01(\x04\x12\x0f\n\x07session\x18\x07 \x01(\x04\"A\n\tCallReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12%\n\x07replies\x18\x02 \x03(\x0b\x32\x14.tenfold.v1.SubReply\"\x8b\x01\n\x0cWatchRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x15\n\rshard_version\x18\x03 \x01(\x04\x12\r\n\x05start\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x0c\x12\x13\n\x0b\x61\x66ter_index\x18\x06 \x01(\x04\x12\x10\n\x08\x66rom_now\x18\x07 \x01(\x08\"~\n\nWatchReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\x12\r\n\x05\x66loor\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12#\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x13.tenfold.v1.KvEvent\"!\n\nMapRequest\x12\x13\n\x0b\x61\x62ove_epoch\x18\x01 \x01(\x04\" \n\rStatusRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x08\"C\n\x0cPeerProgress\x12\x0f\n\x07replica\x18\x01 \x01(\x04\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\r\n\x05state\x18\x03 \x01(\t\"\x80\x03\n\rReplicaStatus\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07replica\x18\x02 \x01(\x04\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x06 \x01(\x04\x12\x15\n\rapplied_index\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x12\n\nquarantine\x18\t \x01(\t\x12\x12\n\nbase_index\x18\n \x01(\x04\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x04\x12\x0c\n\x04idle\x18\x0c \x01(\x08\x12\x0e\n\x06voters\x18\r \x03(\x04\x12\x10\n\x08learners\x18\x0e \x03(\x04\x12\x10\n\x08outgoing\x18\x0f \x03(\x04\x12\x1d\n\x15\x63onfiguration_version\x18\x10 \x01(\x04\x12\x1d\n\x15\x63onfiguration_applied\x18\x11 \x01(\x08\x12*\n\x08progress\x18\x12 \x03(\x0b\x32\x18.tenfold.v1.PeerProgress\"\xc6\x02\n\x0bStatusReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12+\n\x08replicas\x18\x06 \x03(\x0b\x32\x19.tenfold.v1.ReplicaStatus\x12\x10\n\x08peers_up\x18\x07 \x03(\t\x12\x11\n\tlog_bytes\x18\x08 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\t \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\n \x01(\x01\x12\x37\n\x08\x63ounters\x18\x0b \x03(\x0b\x32%.tenfold.v1.StatusReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\r\n\x0bStopRequest\"\x0b\n\tStopReply\"S\n\x0bJoinRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\"\n\x06member\x18\x02 \x01(\x0b\x32\x12.tenfold.v1.Member\x12\x0c\n\x04lost\x18\x03 \x01(\x08\".\n\tJoinReply\x12!\n\x03map\x18\x01 \x01(\x0b\x32\x14.tenfold.v1.ShardMap\"\x1c\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x1d\n\rRemoveRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"#\n\x10RebalanceRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"\x1b\n\nAdminReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"<\n\x04Move\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0c\n\x04\x66rom\x18\x02 \x01(\t\x12\n\n\x02to\x18\x03 \x01(\t\x12\x0b\n\x03why\x18\x04 \x01(\t\"C\n\x0eRebalanceReply\x12\x1f\n\x05moves\x18\x01 \x03(\x0b\x32\x10.tenfold.v1.Move\x12\x10\n\x08replicas\x18\x02 \x01(\r\"\x15\n\x13\x44riverStatusRequest\"\x8b\x01\n\x11\x44riverStatusReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12 \n\x06moving\x18\x02 \x03(\x0b\x32\x10.tenfold.v1.Move\x12!\n\x07waiting\x18\x03 \x03(\x0b\x32\x10.tenfold.v1.Move\x12\x13\n\x0brebalancing\x18\x04 \x01(\x08\x12\r\n\x05stuck\x18\x05 \x01(\t*0\n\x04Mode\x12\x0b\n\x07\x43OMMAND\x10\x00\x12\t\n\x05QUERY\x10\x01\x12\x10\n\x0cOPEN_SESSION\x10\x02*5\n\x0b\x43onsistency\x12\x10\n\x0cLINEARIZABLE\x10\x00\x12\t\n\x05LEASE\x10\x01\x12\t\n\x05STALE\x10\x02\x32\xad\x02\n\x04Node\x12\x36\n\x04\x43\x61ll\x12\x17.tenfold.v1.CallRequest\x1a\x15.tenfold.v1.CallReply\x12;\n\x05Watch\x12\x18.tenfold.v1.WatchRequest\x1a\x16.tenfold.v1.WatchReply0\x01\x12:\n\x08WatchMap\x12\x16.tenfold.v1.MapRequest\x1a\x14.tenfold.v1.ShardMap0\x01\x12<\n\x06Status\x12\x19.tenfold.v1.StatusRequest\x1a\x17.tenfold.v1.StatusReply\x12\x36\n\x04Stop\x12\x17.tenfold.v1.StopRequest\x1a\x15.tenfold.v1.StopReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,10 +35,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUSREPLY_COUNTERSENTRY']._loaded_options = None
   _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_MODE']._serialized_start=1529
-  _globals['_MODE']._serialized_end=1577
-  _globals['_CONSISTENCY']._serialized_start=1579
-  _globals['_CONSISTENCY']._serialized_end=1632
+  _globals['_MODE']._serialized_start=2312
+  _globals['_MODE']._serialized_end=2360
+  _globals['_CONSISTENCY']._serialized_start=2362
+  _globals['_CONSISTENCY']._serialized_end=2415
   _globals['_SUBREQUEST']._serialized_start=79
   _globals['_SUBREQUEST']._serialized_end=295
   _globals['_CALLREQUEST']._serialized_start=297
@@ -55,16 +55,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MAPREQUEST']._serialized_end=907
   _globals['_STATUSREQUEST']._serialized_start=909
   _globals['_STATUSREQUEST']._serialized_end=941
-  _globals['_REPLICASTATUS']._serialized_start=944
-  _globals['_REPLICASTATUS']._serialized_end=1170
-  _globals['_STATUSREPLY']._serialized_start=1173
-  _globals['_STATUSREPLY']._serialized_end=1499
-  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_start=1452
-  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_end=1499
-  _globals['_STOPREQUEST']._serialized_start=1501
-  _globals['_STOPREQUEST']._serialized_end=1514
-  _globals['_STOPREPLY']._serialized_start=1516
-  _globals['_STOPREPLY']._serialized_end=1527
-  _globals['_NODE']._serialized_start=1635
-  _globals['_NODE']._serialized_end=1936
+  _globals['_PEERPROGRESS']._serialized_start=943
+  _globals['_PEERPROGRESS']._serialized_end=1010
+  _globals['_REPLICASTATUS']._serialized_start=1013
+  _globals['_REPLICASTATUS']._serialized_end=1397
+  _globals['_STATUSREPLY']._serialized_start=1400
+  _globals['_STATUSREPLY']._serialized_end=1726
+  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_start=1679
+  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_end=1726
+  _globals['_STOPREQUEST']._serialized_start=1728
+  _globals['_STOPREQUEST']._serialized_end=1741
+  _globals['_STOPREPLY']._serialized_start=1743
+  _globals['_STOPREPLY']._serialized_end=1754
+  _globals['_JOINREQUEST']._serialized_start=1756
+  _globals['_JOINREQUEST']._serialized_end=1839
+  _globals['_JOINREPLY']._serialized_start=1841
+  _globals['_JOINREPLY']._serialized_end=1887
+  _globals['_DRAINREQUEST']._serialized_start=1889
+  _globals['_DRAINREQUEST']._serialized_end=1917
+  _globals['_REMOVEREQUEST']._serialized_start=1919
+  _globals['_REMOVEREQUEST']._serialized_end=1948
+  _globals['_REBALANCEREQUEST']._serialized_start=1950
+  _globals['_REBALANCEREQUEST']._serialized_end=1985
+  _globals['_ADMINREPLY']._serialized_start=1987
+  _globals['_ADMINREPLY']._serialized_end=2014
+  _globals['_MOVE']._serialized_start=2016
+  _globals['_MOVE']._serialized_end=2076
+  _globals['_REBALANCEREPLY']._serialized_start=2078
+  _globals['_REBALANCEREPLY']._serialized_end=2145
+  _globals['_DRIVERSTATUSREQUEST']._serialized_start=2147
+  _globals['_DRIVERSTATUSREQUEST']._serialized_end=2168
+  _globals['_DRIVERSTATUSREPLY']._serialized_start=2171
+  _globals['_DRIVERSTATUSREPLY']._serialized_end=2310
+  _globals['_NODE']._serialized_start=2418
+  _globals['_NODE']._serialized_end=2719
 # @@protoc_insertion_point(module_scope)

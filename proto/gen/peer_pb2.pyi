@@ -59,21 +59,25 @@ class NodeHeartbeat(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     LED_SHARDS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    QUARANTINED_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     led_shards: _builtins.int
     """how many shards this node leads"""
     epoch: _builtins.int
     """of the shard map it knows"""
+    quarantined: _builtins.int
+    """how many of its replicas are quarantined"""
     def __init__(
         self,
         *,
         incarnation: _builtins.int = ...,
         led_shards: _builtins.int = ...,
         epoch: _builtins.int = ...,
+        quarantined: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "led_shards", b"led_shards"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "led_shards", b"led_shards", "quarantined", b"quarantined"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -122,6 +126,7 @@ class RaftMessage(_message.Message):
     HINT_TERM_FIELD_NUMBER: _builtins.int
     CONTEXT_FIELD_NUMBER: _builtins.int
     FLAG_FIELD_NUMBER: _builtins.int
+    CONFIGURATION_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     kind: _builtins.int
     sender: _builtins.int
@@ -136,6 +141,8 @@ class RaftMessage(_message.Message):
     hint_term: _builtins.int
     context: _builtins.int
     flag: _builtins.bool
+    configuration: _builtins.bytes
+    """SNAPSHOT: as at its index (cluster/raft/configuration.py)"""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___RaftEntry]:
         """indexes index+1, index+2, ..."""
@@ -157,10 +164,11 @@ class RaftMessage(_message.Message):
         hint_term: _builtins.int = ...,
         context: _builtins.int = ...,
         flag: _builtins.bool = ...,
+        configuration: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "context", b"context", "entries", b"entries", "flag", b"flag", "hint_index", b"hint_index", "hint_term", b"hint_term", "index", b"index", "kind", b"kind", "log_term", b"log_term", "receiver", b"receiver", "reject", b"reject", "sender", b"sender", "shard", b"shard", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commit", b"commit", "configuration", b"configuration", "context", b"context", "entries", b"entries", "flag", b"flag", "hint_index", b"hint_index", "hint_term", b"hint_term", "index", b"index", "kind", b"kind", "log_term", b"log_term", "receiver", b"receiver", "reject", b"reject", "sender", b"sender", "shard", b"shard", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -200,7 +208,6 @@ class SnapshotHeader(_message.Message):
 
     HELLO_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
-    VOTERS_FIELD_NUMBER: _builtins.int
     TIME_MS_FIELD_NUMBER: _builtins.int
     time_ms: _builtins.int
     """shard time at that index"""
@@ -208,23 +215,18 @@ class SnapshotHeader(_message.Message):
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def message(self) -> Global___RaftMessage:
-        """kind SNAPSHOT: index and log_term are the snapshot's"""
-
-    @_builtins.property
-    def voters(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """configuration at that index"""
+        """kind SNAPSHOT: index, log_term and configuration are the snapshot's"""
 
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         message: Global___RaftMessage | None = ...,
-        voters: _abc.Iterable[_builtins.int] | None = ...,
         time_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "time_ms", b"time_ms", "voters", b"voters"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "time_ms", b"time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

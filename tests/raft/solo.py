@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 
+from cluster.raft.configuration import Configuration
 from cluster.raft.core import RaftCore
 from cluster.raft.log import RaftLog
-from cluster.raft.messages import Configuration, Entry, HardState, Message, MessageKind, Ready
+from cluster.raft.messages import Entry, HardState, Message, MessageKind, Ready
 from cluster.types import EntryKind, Role
 from tests.raft.network import small_settings
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from cluster.limits import Limits
 from cluster.ports import Disk, File
-from cluster.raft.messages import Configuration, Entry, HardState, SnapshotPoint
+from cluster.raft.configuration import Configuration
+from cluster.raft.messages import Entry, HardState, SnapshotPoint
 from node.storage.log import Log, RecoveredShard, ShardRound
 
 T = TypeVar("T")

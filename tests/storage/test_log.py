@@ -8,7 +8,8 @@ import pytest
 
 from cluster.limits import Limits
 from cluster.ports import DiskFull, StorageFailed
-from cluster.raft.messages import Configuration, Entry, HardState, SnapshotPoint
+from cluster.raft.configuration import Configuration
+from cluster.raft.messages import Entry, HardState, SnapshotPoint
 from cluster.types import EntryKind
 from node.storage.identity import ForeignFile
 from node.storage.log import Log, ShardRound

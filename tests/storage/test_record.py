@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.raft.messages import Configuration, Entry
+from cluster.raft.configuration import Configuration
+from cluster.raft.messages import Entry
 from node.storage.record import (
     FRAME_BYTES,
     RECORD_BYTES,
