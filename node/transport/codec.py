@@ -11,7 +11,7 @@ from cluster.raft.messages import Entry, Message
 from proto.gen import peer_pb2
 
 FIELDS_BYTES_MAX = 128
-"""No RaftMessage without entries is longer, its length prefix included: nine 64-bit and two 32-bit numbers, two flags."""
+"""No RaftMessage without entries and configuration is longer, its length prefix included: nine 64-bit and two 32-bit numbers, two flags."""
 ENTRY_BYTES_MAX = 32
 """No RaftEntry is longer than this and its payload, both length prefixes included."""
 
@@ -82,6 +82,8 @@ def from_wire(wire: peer_pb2.RaftMessage) -> Message:
 def size_bound(message: Message) -> int:
     """An upper bound of what the message takes inside a frame, in bytes, without building it."""
     size = FIELDS_BYTES_MAX
+    if message.configuration is not None:
+        size += ENTRY_BYTES_MAX + len(message.configuration.encode())
     for entry in message.entries:
         size += ENTRY_BYTES_MAX + len(entry.payload)
     return size

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cluster.raft.configuration import Configuration
 from cluster.raft.messages import Entry, Message, MessageKind
 from cluster.types import EntryKind
 from node.transport.codec import fill, from_wire, size_bound, to_wire
@@ -14,6 +15,8 @@ from proto.gen import peer_pb2
 U64 = (1 << 64) - 1
 numbers = st.one_of(st.integers(0, 3), st.integers(0, U64))
 shards = st.one_of(st.integers(0, 12), st.integers(0, (1 << 32) - 1))
+replica_ids = st.lists(numbers, max_size=7).map(tuple)
+configurations = st.builds(Configuration, replica_ids, replica_ids, replica_ids, numbers)
 
 
 @st.composite
@@ -39,6 +42,7 @@ def messages(draw: st.DrawFn) -> Message:
         draw(numbers),
         draw(numbers),
         draw(st.booleans()),
+        draw(st.none() | configurations),
     )
 
 
@@ -47,6 +51,7 @@ def fields(message: Message) -> list[object]:
 
 
 LARGEST = Message(10, U64, U64, U64, U64 - 9, U64, U64, [Entry(U64, U64, 6, b"")], True, U64, U64, U64, True)
+VALUES = {"reject": True, "flag": True, "configuration": Configuration((1, U64), (3,), (4, 5), U64)}
 
 
 @given(shards, messages())
@@ -77,5 +82,10 @@ def test_defaults_take_no_bytes() -> None:
 @pytest.mark.parametrize("name", [n for n in Message.__slots__ if n != "entries"])
 def test_each_field_has_a_place_of_its_own(name: str) -> None:
     message = Message(MessageKind.APPEND, 1, 2, 3)
-    setattr(message, name, True if name in ("reject", "flag") else 99)
+    setattr(message, name, VALUES.get(name, 99))
     assert fields(from_wire(to_wire(1, message))) == fields(message)
+
+
+def test_a_configuration_without_members_travels_too() -> None:
+    message = Message(MessageKind.SNAPSHOT, 1, 2, 3, configuration=Configuration(()))
+    assert from_wire(to_wire(1, message)).configuration == Configuration(())
