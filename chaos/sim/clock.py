@@ -31,6 +31,10 @@ class HostClock:
         """The true time at which this clock will show `shown_s`, at its present rate."""
         return self._true_s + (shown_s - self._shown_s) / self.rate
 
+    def true_in(self, seconds: float) -> float:
+        """The true time after `seconds` of this clock, at its present rate."""
+        return self._now() + seconds / self.rate
+
     def set_rate(self, rate: float) -> None:
         assert rate > 0
         self._shown_s = self.monotonic()

@@ -14,7 +14,7 @@ import heapq
 import random
 from asyncio import events
 from collections.abc import Callable, Coroutine
-from contextvars import Context, ContextVar
+from contextvars import Context, ContextVar, copy_context
 from typing import Any, TypeVar
 
 from chaos.sim.clock import HostClock
@@ -40,7 +40,7 @@ class Process:
         self.clock = clock
         self.paused = False
         self.dead = False
-        self.held: list[events.Handle] = []
+        self.held: list[Ready] = []
         self.tasks: list[asyncio.Task[Any]] = []
         self.context = Context()
         self.context.run(PROCESS.set, self)
@@ -61,6 +61,33 @@ class Stuck(RuntimeError):
     """Nothing will ever happen any more: a future is forgotten."""
 
 
+class Ready(events.TimerHandle):
+    """A callback that is due or will be, with no more than this loop needs of asyncio's handles: they are made by the million.
+    `_when` is unset unless it is a timer."""
+
+    __slots__ = ("booked",)
+
+    def __init__(
+        self, callback: Callable[..., object], args: tuple[Any, ...], loop: SimLoop, context: Context, booked: bool
+    ) -> None:
+        self._callback = callback
+        self._args = args
+        self._loop = loop
+        self._context = context
+        self._cancelled = False
+        self.booked = booked
+
+    def cancel(self) -> None:
+        if not self._cancelled:
+            self._cancelled = True
+            self._callback = self._args = None  # type: ignore[assignment]
+            if self.booked:
+                self._loop.timers_cancelled += 1
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._callback!r}>"
+
+
 class SimLoop(asyncio.BaseEventLoop):
     """`now` is true time in virtual seconds; `time()` is what the calling process's clock shows."""
 
@@ -68,13 +95,16 @@ class SimLoop(asyncio.BaseEventLoop):
         super().__init__()
         self.now = 0.0
         self.steps = 0
+        self.timers_cancelled = 0  # and still booked
         self.problems: list[str] = []
-        self._order = random.Random(f"{seed}/order")
+        self._draw = random.Random(f"{seed}/order").random
         self._permute = permute
-        self._timer_cancelled_count = 0
+        self._due: list[Ready] = []
+        self._timers: list[tuple[float, int, Ready]] = []
+        self._number = 0
+        self._paused = 0
         self._collect_at = COLLECT_EVERY
         self._nobody = Context()
-        self.set_task_factory(self._make_task)  # type: ignore[arg-type]
         self.set_exception_handler(self._note_problem)
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -83,16 +113,35 @@ class SimLoop(asyncio.BaseEventLoop):
         process = PROCESS.get()
         return self.now if process is None else process.clock.monotonic()
 
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Ready:
+        handle = Ready(callback, args, self, copy_context() if context is None else context, False)
+        self._due.append(handle)
+        return handle
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Ready:
+        process = PROCESS.get()
+        when = self.now + delay if process is None else process.clock.true_in(delay)
+        return self._book(when, callback, args, copy_context() if context is None else context)
+
     def call_at(  # type: ignore[override]
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> asyncio.TimerHandle:
+    ) -> Ready:
         """`when` is on the clock of the calling process."""
         process = PROCESS.get()
-        return self._at(when if process is None else process.clock.true_at(when), callback, args, context)
+        true = when if process is None else process.clock.true_at(when)
+        return self._book(true, callback, args, copy_context() if context is None else context)
 
-    def at(self, when: float, callback: Callable[..., object], *args: Any) -> asyncio.TimerHandle:
+    def at(self, when: float, callback: Callable[..., object], *args: Any) -> Ready:
         """Calls back at true time `when`, in no process: what kernels, cables and disks do."""
-        return self._at(when, callback, args, self._nobody)
+        return self._book(when, callback, args, self._nobody)
+
+    def hand_at(self, when: float, process: Process, callback: Callable[..., object], *args: Any) -> Ready:
+        """Runs the callback in a process at true time `when`, or as soon after it as the process runs."""
+        return self._book(when, callback, args, process.context)
 
     def spend(self, seconds: float) -> None:
         """The running callback takes so long."""
@@ -106,23 +155,26 @@ class SimLoop(asyncio.BaseEventLoop):
         """A task that belongs to `process`."""
         return self.create_task(work, name=name, context=process.context)
 
-    def _at(
-        self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None
-    ) -> asyncio.TimerHandle:
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        timer._scheduled = True  # type: ignore[attr-defined]
-        heapq.heappush(self._scheduled, timer)  # type: ignore[attr-defined]
-        return timer
+    def _book(self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> Ready:
+        handle = Ready(callback, args, self, context, True)
+        handle._when = when  # type: ignore[attr-defined]
+        self._number += 1
+        heapq.heappush(self._timers, (when, self._number, handle))
+        return handle
 
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def pause(self, process: Process) -> None:
-        process.paused = True
+        if not process.paused:
+            process.paused = True
+            self._paused += 1
 
     def resume(self, process: Process) -> None:
-        process.paused = False
-        held, process.held = process.held, []
-        self._ready.extend(held)  # type: ignore[attr-defined]
+        if process.paused:
+            process.paused = False
+            self._paused -= 1
+            held, process.held = process.held, []
+            self._due.extend(held)
 
     def kill(self, process: Process) -> None:
         """Ends every task of the process. Its ports are dead already, so what it does on its way out has no effect."""
@@ -132,10 +184,10 @@ class SimLoop(asyncio.BaseEventLoop):
         for task in list(process.tasks):
             task.cancel()
 
-    def _make_task(
-        self, loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], context: Context | None = None
-    ) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, context=context)
+    def create_task(  # type: ignore[override]
+        self, coro: Coroutine[Any, Any, T], *, name: str | None = None, context: Context | None = None
+    ) -> asyncio.Task[T]:
+        task: asyncio.Task[T] = asyncio.Task(coro, loop=self, name=name, context=context)
         process = PROCESS.get() if context is None else context.get(PROCESS)
         if process is not None:
             process.adopt(task)
@@ -143,53 +195,57 @@ class SimLoop(asyncio.BaseEventLoop):
                 task.cancel()
         return task
 
-    # -- one pass ------------------------------------------------------------------------------------------------------
+    # -- passes --------------------------------------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        ready, timers = self._ready, self._scheduled  # type: ignore[attr-defined]
-        self._drop_cancelled()
-        if not ready:
-            if not timers:
-                raise Stuck("nothing is ready and no timer runs")
-            self.now = max(self.now, timers[0]._when)
-        while timers and timers[0]._when <= self.now:
-            timer = heapq.heappop(timers)
-            timer._scheduled = False
-            if not timer._cancelled:
-                ready.append(timer)
-        batch = list(ready)
-        ready.clear()
-        if self._permute and len(batch) > 1:
-            self._order.shuffle(batch)
-        for handle in batch:
-            if handle._cancelled:
-                continue
-            process = handle._context.get(PROCESS)
-            if process is not None and process.paused:
-                process.held.append(handle)
-            else:
-                handle._run()
-        self.steps += len(batch)
-        self.now += STEP_S
-        if self.steps >= self._collect_at:
-            self._collect_at += COLLECT_EVERY
-            gc.collect()
+        """Passes until the loop is told to stop."""
+        while True:
+            batch = self._next_batch()
+            for handle in batch:
+                if handle._cancelled:
+                    continue
+                context = handle._context
+                if self._paused and (process := context.get(PROCESS)) is not None and process.paused:
+                    process.held.append(handle)
+                    continue
+                try:
+                    context.run(handle._callback, *handle._args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self.call_exception_handler({"message": f"exception in {handle!r}", "exception": error})
+            self.steps += len(batch)
+            self.now += STEP_S
+            if self.steps >= self._collect_at:
+                self._collect_at += COLLECT_EVERY
+                gc.collect()
+            if self._stopping:  # type: ignore[attr-defined]
+                return
 
-    def _drop_cancelled(self) -> None:
-        timers = self._scheduled  # type: ignore[attr-defined]
-        while timers and timers[0]._cancelled:
-            heapq.heappop(timers)._scheduled = False
-            self._timer_cancelled_count -= 1
-        if self._timer_cancelled_count * CANCELLED_SHARE_MAX > len(timers) > 100:
-            for timer in timers:
-                timer._scheduled = not timer._cancelled
-            timers[:] = [timer for timer in timers if not timer._cancelled]
+    def _next_batch(self) -> list[Ready]:
+        """What is due now, in the order of the seed; time jumps to the next timer when nothing is."""
+        batch, timers = self._due, self._timers
+        self._due = []
+        if self.timers_cancelled > 100 and self.timers_cancelled * CANCELLED_SHARE_MAX > len(timers):
+            timers[:] = [row for row in timers if not row[2]._cancelled]
             heapq.heapify(timers)
-            self._timer_cancelled_count = 0
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        if handle._scheduled:  # type: ignore[attr-defined]
-            self._timer_cancelled_count += 1
+            self.timers_cancelled = 0
+        while timers and (timers[0][0] <= self.now or not batch):
+            when, _, handle = heapq.heappop(timers)
+            handle.booked = False
+            if handle._cancelled:
+                self.timers_cancelled -= 1
+                continue
+            self.now = max(self.now, when)
+            batch.append(handle)
+        if not batch:
+            raise Stuck("nothing is ready and no timer runs")
+        if len(batch) > 1 and self._permute:
+            draw = self._draw
+            for at in range(len(batch) - 1, 0, -1):
+                other = int(draw() * (at + 1))
+                batch[at], batch[other] = batch[other], batch[at]
+        return batch
 
     def _write_to_self(self) -> None:
         """Only this thread exists."""

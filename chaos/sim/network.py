@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable
+from math import log
 from typing import Any
 
 from chaos.sim.loop import Process, SimLoop
@@ -30,24 +31,26 @@ class Link:
         self.slow = 1.0
         self._base_s = base_s
         self._jitter_s = jitter_s
-        self.chance = random.Random(f"{seed}/link/{source}>{target}")
+        self._draw = random.Random(f"{seed}/link/{source}>{target}").random
 
     def delay_s(self) -> float:
-        return self.slow * (self._base_s + self._jitter_s * self.chance.expovariate(1.0))
+        return self.slow * (self._base_s - self._jitter_s * log(1.0 - self._draw()))
 
 
 class Lane:
-    """One direction of a connection: what is on its way, first in, first out."""
+    """One direction of a connection: what is on its way, first in, first out. `told`: the receiver knows of the break."""
 
-    __slots__ = ("jammed", "last_s", "link", "queue", "receiver", "sender")
+    __slots__ = ("jammed", "last_s", "link", "numbers", "queue", "receiver", "sender", "told")
 
-    def __init__(self, link: Link, sender: Process, receiver: Process) -> None:
-        self.link = link
+    def __init__(self, network: Network, sender: Process, receiver: Process) -> None:
+        self.link = network.link(sender.host, receiver.host)
+        self.numbers = network.number(sender.host), network.number(receiver.host)
         self.sender = sender
         self.receiver = receiver
-        self.queue: deque[tuple[Callable[..., None], bytes]] = deque()
+        self.queue: deque[tuple[Callable[[bytes], None], bytes]] = deque()
         self.jammed = 0
         self.last_s = 0.0
+        self.told = False
 
 
 class Connection:
@@ -59,11 +62,10 @@ class Connection:
         self.open = True
         self.calls: dict[Any, None] = {}
         self._network = network
-        self._told: set[str] = set()
-        self.forth = Lane(network.link(client.host, server.host), client, server)
-        self.back = Lane(network.link(server.host, client.host), server, client)
+        self.forth = Lane(network, client, server)
+        self.back = Lane(network, server, client)
 
-    def transmit(self, lane: Lane, action: Callable[..., None], data: bytes) -> None:
+    def transmit(self, lane: Lane, action: Callable[[bytes], None], data: bytes) -> None:
         """`action(data)` runs in the receiver after what was sent before. Nothing happens once the connection broke."""
         if not self.open or lane.sender.dead:
             return
@@ -76,20 +78,15 @@ class Connection:
     def _travel(self, lane: Lane) -> None:
         loop = self._network.loop
         lane.last_s = max(lane.last_s, loop.now + lane.link.delay_s())
-        loop.at(lane.last_s, self._arrive, lane)
+        loop.hand_at(lane.last_s, lane.receiver, self._arrive, lane)
 
     def _arrive(self, lane: Lane) -> None:
+        """What a process sent before it died still comes, until the receiver is told of the break."""
         if lane.link.blocked:
             lane.jammed += 1
-        elif not lane.receiver.dead:
-            self._network.loop.hand(lane.receiver, self._hand, lane)
-
-    def _hand(self, lane: Lane) -> None:
-        """What a process sent before it died still comes, until the receiver is told of the break."""
-        if lane.queue and not lane.receiver.dead and not self.told(lane.receiver):
+        elif lane.queue and not lane.told and not lane.receiver.dead:
             action, data = lane.queue.popleft()
-            network = self._network
-            network.transcript.message(network.number(lane.sender.host), network.number(lane.receiver.host), data)
+            self._network.transcript.message(*lane.numbers, data)
             action(data)
 
     def unjam(self, lane: Lane) -> None:
@@ -107,31 +104,30 @@ class Connection:
     def vanish(self, dead: Process) -> None:
         """The process at one end is gone: the other end hears nothing more, until it is told."""
         self.open = False
-        self._told.add(_end(self, dead))
+        self._lane_to(dead).told = True
 
     def tell(self, process: Process) -> None:
         """Lets one end know that the connection is broken."""
-        end = _end(self, process)
-        if end in self._told:
+        lane = self._lane_to(process)
+        if lane.told:
             return
-        self._told.add(end)
+        lane.told = True
         self.open = False
         if not process.dead:
             self._network.loop.hand(process, self._broken, process is self.client)
-        if len(self._told) == 2:
+        if self.forth.told and self.back.told:
             self._network.forget(self)
 
     def told(self, process: Process) -> bool:
         """Whether that end knows that the connection is broken."""
-        return _end(self, process) in self._told
+        return self._lane_to(process).told
+
+    def _lane_to(self, process: Process) -> Lane:
+        return self.back if process is self.client else self.forth
 
     def _broken(self, at_client: bool) -> None:
         for call in list(self.calls):
             call.broken(at_client)
-
-
-def _end(connection: Connection, process: Process) -> str:
-    return "client" if process is connection.client else "server"
 
 
 class Network:

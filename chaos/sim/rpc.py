@@ -60,16 +60,16 @@ class Half:
             await self.waiter
         data = self.messages.popleft()
         self.unread -= len(data)
-        if self.unread <= WINDOW_BYTES:
+        if self.window is not None and self.unread <= WINDOW_BYTES:
             _wake(self.window)
         return data
 
-    async def admit(self, size: int) -> None:
-        """Waits until the window takes so many bytes more."""
+    async def admit(self) -> None:
+        """Waits until the window takes more."""
         while self.unread > WINDOW_BYTES and not self.ended:
             self.window = asyncio.get_running_loop().create_future()
             await self.window
-        self.unread += size
+        self.window = None
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:
@@ -78,13 +78,23 @@ def _wake(waiter: asyncio.Future[None] | None) -> None:
 
 
 class Call:
-    """One call. `requests` is read at the server, `replies` at the client."""
+    """One call. `requests` is read at the server, `replies` at the client.
 
-    __slots__ = ("connection", "method", "network", "replies", "requests", "task", "timeout_s")
+    What is single travels as grpc sends it: one request with the call's opening, one reply with the call's end."""
 
-    def __init__(self, network: Network, connection: Connection, method: Method, timeout_s: float | None) -> None:
+    __slots__ = ("connection", "method", "network", "replies", "requests", "server", "task", "timeout_s")
+
+    def __init__(
+        self,
+        network: Network,
+        connection: Connection,
+        server: SimServer | None,
+        method: Method,
+        timeout_s: float | None,
+    ) -> None:
         self.network = network
         self.connection = connection
+        self.server = server  # None: the connection is about to be found broken
         self.method = method
         self.timeout_s = timeout_s
         self.requests = Half()
@@ -94,17 +104,34 @@ class Call:
 
     # -- the client's end ----------------------------------------------------------------------------------------------
 
-    def open(self, server: SimServer) -> None:
-        self.connection.transmit(self.connection.forth, lambda _: server.accept(self), b"")
+    def open(self, request: Any = None) -> None:
+        """Begins the call; with its only request where it has one."""
+        data = b"" if request is None else self._pack(request)
+        if self.server is not None:
+            self.connection.transmit(self.connection.forth, self._accepted, data)
+
+    def _accepted(self, data: bytes) -> None:
+        assert self.server is not None
+        if not self.method.client_streaming:
+            self.requests.messages.append(data)
+            self.requests.ended = True
+        self.server.accept(self)
 
     async def send(self, message: Any) -> None:
         self.network.watch(self.connection.client.host, self.method.name, message)
-        data = message.SerializeToString()
+        data = self._pack(message)
+        requests = self.requests
+        if requests.unread > WINDOW_BYTES:
+            await requests.admit()
+        requests.unread += len(data)
+        self.connection.transmit(self.connection.forth, requests.put, data)
+        await asyncio.sleep(0)
+
+    def _pack(self, message: Any) -> bytes:
+        data: bytes = message.SerializeToString()
         if len(data) > self.network.limits.message_bytes_max:
             raise TenfoldError(Code.INVALID_ARGUMENT, "message: larger than a message may be")
-        await self.requests.admit(len(data))
-        self.connection.transmit(self.connection.forth, self.requests.put, data)
-        await asyncio.sleep(0)
+        return data
 
     def close_requests(self) -> None:
         self.connection.transmit(self.connection.forth, lambda _: self.requests.end(None), b"")
@@ -113,22 +140,41 @@ class Call:
         data = await self.replies.get()
         return None if data is None else self.method.reply.FromString(data)
 
+    def expire(self) -> None:
+        self.replies.end(TimeoutError("no answer within the deadline"))
+
     def cancel(self) -> None:
         """The caller gives up; the handler is told when that reaches it."""
         if not self.replies.ended:
             self.replies.end(ChannelBroken("the stream was cancelled"))
-            self.connection.transmit(self.connection.forth, lambda _: self._stop_handler(), b"")
+            self.connection.transmit(self.connection.forth, self._stop_handler, b"")
         self.connection.calls.pop(self, None)
 
     # -- the server's end ----------------------------------------------------------------------------------------------
 
     async def reply(self, message: Any) -> None:
-        data = message.SerializeToString()
+        """One of many."""
+        data = self._pack_reply(message)
+        replies = self.replies
+        if replies.unread > WINDOW_BYTES:
+            await replies.admit()
+        replies.unread += len(data)
+        self.connection.transmit(self.connection.back, replies.put, data)
+        await asyncio.sleep(0)
+
+    def answer(self, message: Any) -> None:
+        """The only reply, and the good end."""
+        self.connection.transmit(self.connection.back, self._answered, self._pack_reply(message))
+
+    def _pack_reply(self, message: Any) -> bytes:
+        data: bytes = message.SerializeToString()
         if len(data) > self.network.limits.message_bytes_max:
             raise ChannelBroken("the reply is larger than a message may be")
-        await self.replies.admit(len(data))
-        self.connection.transmit(self.connection.back, self.replies.put, data)
-        await asyncio.sleep(0)
+        return data
+
+    def _answered(self, data: bytes) -> None:
+        self.replies.put(data)
+        self._ended(None)
 
     def finish(self, error: Exception | None) -> None:
         self.connection.transmit(self.connection.back, lambda _: self._ended(error), b"")
@@ -137,7 +183,7 @@ class Call:
         self.replies.end(error)
         self.connection.calls.pop(self, None)
 
-    def _stop_handler(self) -> None:
+    def _stop_handler(self, _: bytes = b"") -> None:
         self.requests.end(None)
         if self.task is not None:
             self.task.cancel()
@@ -156,16 +202,17 @@ class SimStream:
         self._channel = channel
         self._method = method
         self._call: Call | None = None
-        self._opening: asyncio.Future[None] | None = None
         self._cancelled = False
 
     async def write(self, message: Any) -> None:
-        call = await self._opened()
-        if call.replies.ended:
-            raise call.replies.error or ChannelBroken("the stream has ended")
-        await call.send(message)
-        if call.replies.ended:
-            raise call.replies.error or ChannelBroken("the stream has ended")
+        call = self._call
+        if call is None or self._cancelled:
+            call = await self._opened()
+        replies = call.replies
+        if not replies.ended:
+            await call.send(message)
+        if replies.ended:
+            raise replies.error or ChannelBroken("the stream has ended")
 
     async def read(self) -> Any | None:
         return await (await self._opened()).read()
@@ -178,6 +225,7 @@ class SimStream:
     async def _opened(self) -> Call:
         if self._call is None and not self._cancelled:
             self._call = await self._channel.begin(self._method, None)
+            self._call.open()
         if self._cancelled or self._call is None:
             if self._call is not None:
                 self._call.cancel()
@@ -200,24 +248,21 @@ class SimChannel:
         self._closed = False
 
     async def call(self, service: str, method: str, request: Any, *, timeout_s: float) -> Any:
-        call: Call | None = None
+        loop = asyncio.get_running_loop()
+        due = loop.time() + timeout_s
+        call = await self._begin_within(METHODS[service, method], timeout_s)
+        timer = loop.call_at(due, call.expire)
         try:
-            async with asyncio.timeout(timeout_s):
-                call = await self.begin(METHODS[service, method], timeout_s)
-                await call.send(request)
-                call.close_requests()
-                return await _only(call)
-        except TimeoutError:
-            raise TimeoutError("no answer within the deadline") from None
+            call.open(request)
+            return await _only(call)
         finally:
-            if call is not None:
-                call.cancel()
+            timer.cancel()
+            call.cancel()
 
     async def replies(self, service: str, method: str, request: Any) -> AsyncIterator[Any]:
         call = await self.begin(METHODS[service, method], None)
         try:
-            await call.send(request)
-            call.close_requests()
+            call.open(request)
             while (reply := await call.read()) is not None:
                 yield reply
         finally:
@@ -232,6 +277,7 @@ class SimChannel:
         try:
             async with asyncio.timeout(timeout_s):
                 call = await self.begin(METHODS[service, method], timeout_s)
+                call.open()
                 writing = asyncio.get_running_loop().create_task(_write_all(call, requests), name="send all")
                 return await _only(call)
         except TimeoutError:
@@ -249,12 +295,20 @@ class SimChannel:
             self._connection.reset()
 
     async def begin(self, method: Method, timeout_s: float | None) -> Call:
-        connection = await self._connected()
-        call = Call(self._network, connection, method, timeout_s)
-        server = self._network.listening.get(self._address)
-        if server is not None:  # else the connection is about to be found broken
-            call.open(server)
-        return call
+        """A call that is not open yet."""
+        connection = self._connection
+        if connection is None or self._closed or not connection.open:
+            connection = await self._connected()
+        return Call(self._network, connection, self._network.listening.get(self._address), method, timeout_s)
+
+    async def _begin_within(self, method: Method, timeout_s: float) -> Call:
+        if self._connection is not None and self._connection.open:
+            return await self.begin(method, timeout_s)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self.begin(method, timeout_s)
+        except TimeoutError:
+            raise TimeoutError("no answer within the deadline") from None
 
     async def _connected(self) -> Connection:
         while True:
@@ -333,17 +387,20 @@ class SimContext:
 
 
 class _Requests:
+    """The requests of a stream, as its handler reads them."""
+
     def __init__(self, call: Call) -> None:
-        self._call = call
+        self._requests = call.requests
+        self._parse = call.method.request.FromString
 
     def __aiter__(self) -> _Requests:
         return self
 
     async def __anext__(self) -> Any:
-        data = await self._call.requests.get()
+        data = await self._requests.get()
         if data is None:
             raise StopAsyncIteration
-        return self._call.method.request.FromString(data)
+        return self._parse(data)
 
 
 class SimServer:
@@ -365,8 +422,8 @@ class SimServer:
             for service, handler in handlers
             for each in methods_of(service)
         }
-        self._calls: dict[asyncio.Task[None], None] = {}
-        self._streams: dict[asyncio.Task[None], None] = {}
+        self._calls: dict[asyncio.Task[None], asyncio.TimerHandle | None] = {}  # with their deadlines
+        self._streams: dict[asyncio.Task[None], asyncio.TimerHandle | None] = {}
         self._stopping = False
 
     async def start(self) -> int:
@@ -397,23 +454,30 @@ class SimServer:
             call.finish(TenfoldError(Code.OVERLOADED, f"{'calls in flight' if single else 'streams open'}: {most}"))
         else:
             loop = asyncio.get_running_loop()
-            task = call.task = loop.create_task(self._serve(call), name=f"serve {method.name}")
-            held[task] = None
-            task.add_done_callback(lambda done: held.pop(done, None))
-            if call.timeout_s is not None:
-                timer = loop.call_later(call.timeout_s, task.cancel)
-                task.add_done_callback(lambda _: timer.cancel())
+            task = call.task = loop.create_task(self._serve(call), name="serve")
+            held[task] = None if call.timeout_s is None else loop.call_later(call.timeout_s, task.cancel)
+            task.add_done_callback(self._served_single if single else self._served_stream)
+
+    def _served_single(self, task: asyncio.Task[None]) -> None:
+        timer = self._calls.pop(task)
+        if timer is not None:
+            timer.cancel()
+
+    def _served_stream(self, task: asyncio.Task[None]) -> None:
+        timer = self._streams.pop(task)
+        if timer is not None:
+            timer.cancel()
 
     async def _serve(self, call: Call) -> None:
         task = asyncio.current_task()
         assert task is not None
         context = SimContext(call, task)
-        error: Exception | None = None
         try:
             await self._run(call, context)
+            return
         except TenfoldError as raised:
             plain = {k: v for k, v in raised.details.items() if isinstance(v, str | int | bool)}
-            error = TenfoldError(raised.code, raised.message[:MESSAGE_CHARACTERS_MAX], **plain)
+            error: Exception = TenfoldError(raised.code, raised.message[:MESSAGE_CHARACTERS_MAX], **plain)
         except asyncio.CancelledError:
             if not (self._stopping or context.ended_here) or self.process.dead:
                 raise
@@ -428,11 +492,15 @@ class SimServer:
         call.finish(error)
 
     async def _run(self, call: Call, context: SimContext) -> None:
+        """Until the handler has ended and its good end is on its way."""
         method = call.method
         function = self._functions[method.service, method.name]
-        requests: Any = _Requests(call) if method.client_streaming else await anext(_Requests(call))
+        if method.client_streaming:
+            requests: Any = _Requests(call)
+        else:
+            requests = method.request.FromString(call.requests.messages.popleft())
         if not method.server_streaming:
-            await call.reply(await function(requests, context))
+            call.answer(await function(requests, context))
             return
         replies = function(requests, context)
         try:
@@ -440,3 +508,4 @@ class SimServer:
                 await call.reply(reply)
         finally:
             await replies.aclose()
+        call.finish(None)
