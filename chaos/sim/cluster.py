@@ -12,13 +12,14 @@ import traceback
 from collections.abc import Coroutine
 from typing import Any
 
+from chaos.sim.channel import SimChannel
 from chaos.sim.clock import BusyClock, HostClock
 from chaos.sim.disk import Medium
 from chaos.sim.knobs import draw_limits
 from chaos.sim.loop import Process, SimLoop
 from chaos.sim.network import Network
 from chaos.sim.oracles import Oracles
-from chaos.sim.rpc import SimChannel, SimServer
+from chaos.sim.server import SimServer
 from chaos.sim.transcript import Transcript
 from client.client import Client
 from cluster.limits import DEFAULT, Limits

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from chaos.sim.channel import SimChannel
 from chaos.sim.clock import HostClock
 from chaos.sim.loop import Process, SimLoop, run
 from chaos.sim.network import Network
-from chaos.sim.rpc import SimChannel, SimServer
+from chaos.sim.server import SimServer
 from chaos.sim.transcript import Transcript
 from cluster.errors import Code, TenfoldError
 from cluster.limits import DEFAULT
