@@ -25,7 +25,8 @@ class PeerEvents:
     def __init__(self, clock: Clock, limits: Limits) -> None:
         self._clock = clock
         self._suspect_s = limits.tick_ms * limits.election_ticks_min / 1000
-        self._told: dict[str, tuple[int, int]] = {}  # node -> incarnation, led shards
+        self.told: dict[str, peer_pb2.NodeHeartbeat] = {}
+        """The last heartbeat of each peer whose stream stands."""
         self._suspected: set[str] = set()
 
     def connect(self, shards: Shards, snapshots: Snapshots, fetch_map: Callable[[str], None]) -> None:
@@ -50,23 +51,35 @@ class PeerEvents:
             replica.touch()
 
     def on_peer_down(self, node: str) -> None:
-        self._told.pop(node, None)
+        self.told.pop(node, None)
         for replica, peer in self._shared(node):
             replica.core.peer_disconnected(peer)
             replica.core.wake()
             replica.touch()
 
-    def on_heartbeat(self, node: str, incarnation: int, led_shards: int, epoch: int) -> None:
-        told = self._told.get(node)
-        self._told[node] = (incarnation, led_shards)
-        if told is not None and told != (incarnation, led_shards):
+    def on_refused(self, node: str) -> None:
+        self._fetch_map(node)
+
+    def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None:
+        before, self.told[node] = self.told.get(node), beat
+        if before is not None and (before.incarnation, before.led_shards) != (beat.incarnation, beat.led_shards):
             self._wake(node)
         now = self._clock.monotonic()
         for replica, peer in self._shared(node):
             if replica.core.leader == peer:
                 replica.heard_leader(now)
-        if epoch > self._shards.map.epoch:
+        if beat.epoch > self._shards.map.epoch:
             self._fetch_map(node)
+
+    def forget(self, node: str) -> None:
+        """It is no member any more."""
+        self.told.pop(node, None)
+        self._suspected.discard(node)
+
+    def stopping(self, node: str) -> bool:
+        """Whether it said that it is about to stop."""
+        beat = self.told.get(node)
+        return beat is not None and beat.stopping
 
     async def on_snapshot(
         self, node: str, header: peer_pb2.SnapshotHeader, chunks: AsyncIterator[bytes]

@@ -51,7 +51,6 @@ class Upkeep:
         self._limits = limits
         self._flushed_at_bytes = log_file.total_bytes
         self._fetch_from: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
-        self._others = [node for node in map.addresses() if node != shards.node]
 
     async def tick(self) -> None:
         """For ever: advances time, tells the heartbeats what to say, raises suspicions. While every shard is silent it
@@ -64,8 +63,10 @@ class Upkeep:
             else:
                 await self._pump.busy_within(limits.node_heartbeat_ms / 1000)
             self._pump.advance_ticks()
-            self._peers.set_heartbeat(len(self._shards.led()), self._map.epoch)
-            self._events.suspect({node: self._peers.heard_s(node) for node in self._others})
+            self._peers.set_heartbeat(
+                len(self._shards.led()), self._map.epoch, quarantined=len(self._shards.quarantined)
+            )
+            self._events.suspect({node: self._peers.heard_s(node) for node in self._peers.members()})
 
     async def flush(self) -> None:
         """For ever: after `flush_log_bytes` of log the state is flushed and the segments it covers are deleted."""
@@ -92,12 +93,15 @@ class Upkeep:
             self._fetch_from.put_nowait(node)
 
     async def follow_map(self) -> None:
-        """For ever: fetches newer maps from the peers that announced them."""
+        """For ever: fetches newer maps from the peers that announced them, or that refused us and may have one."""
         while True:
             node = await self._fetch_from.get()
-            channel: Channel = self._dial(self._map.addresses()[node])
+            address = self._map.addresses().get(node)
+            if address is None:
+                continue
+            channel: Channel = self._dial(address)
             try:
-                async with asyncio.timeout(self._limits.deadline_ms_default / 1000):
+                async with asyncio.timeout(self._limits.peer_hello_ms / 1000):  # who has none newer says nothing
                     request = node_pb2.MapRequest(above_epoch=self._map.epoch)
                     async for newer in channel.replies("Node", "WatchMap", request):
                         await self._map.update(newer)

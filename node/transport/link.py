@@ -53,6 +53,9 @@ class LinkEvents(Protocol):
 
     def link_down(self, node: str) -> None: ...
 
+    def link_refused(self, node: str) -> None:
+        """The peer said that it will not talk to us."""
+
     def heartbeat(self) -> peer_pb2.NodeHeartbeat: ...
 
 
@@ -105,6 +108,10 @@ class Link:
     @property
     def up(self) -> bool:
         return self._stream is not None
+
+    @property
+    def ended(self) -> bool:
+        return self._ended.is_set()
 
     def send(self, shard: int, messages: list[Message]) -> None:
         if self._stream is None:
@@ -189,6 +196,8 @@ class Link:
             self._problem(address, "stream ended" if stood else "")
         except (ChannelBroken, TimeoutError, TenfoldError, Refused) as error:
             self._problem(address, f"{type(error).__name__}: {error}" if address == self.address else "it moved")
+            if isinstance(error, TenfoldError) and not self._closing:
+                self._events.link_refused(self.peer)
         finally:
             self._greeting = None
             stream.cancel()

@@ -10,8 +10,7 @@ heartbeat.
 from __future__ import annotations
 
 import asyncio
-import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Protocol
 
 import structlog
@@ -22,6 +21,7 @@ from cluster.ports import Channel, ChannelBroken, Clock, Dial, Spawn
 from cluster.raft.messages import Message
 from node.transport.codec import from_wire
 from node.transport.link import PROTOCOL, Identity, Link
+from node.transport.snapshot_stream import Arriving, Attempt, Pace, Pieces
 from proto.gen import peer_pb2
 
 
@@ -37,12 +37,16 @@ class PeerHandler(Protocol):
     def on_peer_down(self, node: str) -> None:
         """A stream to or from it broke: a hint that it died. May come twice for one death."""
 
-    def on_heartbeat(self, node: str, incarnation: int, led_shards: int, epoch: int) -> None: ...
+    def on_refused(self, node: str) -> None:
+        """It will not talk to us, perhaps because its map is newer than ours. Comes again with each attempt."""
 
-    async def on_snapshot(
-        self, node: str, header: peer_pb2.SnapshotHeader, chunks: AsyncIterator[bytes]
-    ) -> peer_pb2.SnapshotReply:
-        """`chunks` ends only if all of them came whole; otherwise it raises ChannelBroken: install nothing then."""
+    def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None: ...
+
+    def on_snapshot(
+        self, node: str, header: peer_pb2.SnapshotHeader, chunks: Arriving
+    ) -> AsyncGenerator[peer_pb2.SnapshotReply, None]:
+        """Says first where to begin, then what it has taken, in the end whether it is installed. What `chunks` raises may
+        be let through: the sender then tries again."""
 
 
 class Peers:
@@ -72,9 +76,13 @@ class Peers:
         self._incarnations: dict[str, int] = {}
         self._heard_s: dict[str, float] = {}
         self._bulk: dict[str, tuple[str, Channel]] = {}
+        self._pace = Pace(limits.snapshot_bytes_per_s, clock)
+        self._snapshot_bytes = 0
+        self._snapshots_resumed = 0
         self._refusals: dict[str, None] = {}
-        self._led_shards = 0
-        self._epoch = 0
+        self._beat = peer_pb2.NodeHeartbeat(incarnation=incarnation)
+        self._left: list[Link] = []  # links that were forgotten and may still be ending
+        self._left_counts = [0, 0, 0]
         self.mute = False  # no heartbeat leaves: this node cannot do what they would vouch for
         self._closing = asyncio.Event()
         self._heart_stopped = asyncio.Event()
@@ -102,8 +110,28 @@ class Peers:
             log=self.log,
         )
 
+    def forget(self, node: str) -> None:
+        """`node` is no member any more: nothing is sent to it and nothing it says is heard. Its incarnation stays known."""
+        link = self._links.pop(node, None)
+        if link is None or self._closing.is_set():
+            return
+        self._heard_s.pop(node, None)
+        counts = (link.messages_sent, link.messages_dropped, link.frames_sent)
+        self._left_counts = [sum(pair) for pair in zip(self._left_counts, counts, strict=True)]
+        self._left = [*(each for each in self._left if not each.ended), link]
+        self._spawn(self._leave(link, self._bulk.pop(node, None)), f"farewell to {node}")
+
+    async def _leave(self, link: Link, bulk: tuple[str, Channel] | None) -> None:
+        await link.close()
+        if bulk is not None:
+            await bulk[1].close()
+
     def known(self, node: str) -> bool:
         return node in self._links
+
+    def members(self) -> list[str]:
+        """Every node that is dialled."""
+        return list(self._links)
 
     def address_of(self, node: str) -> str:
         """KeyError for an unknown node."""
@@ -119,10 +147,13 @@ class Peers:
 
     def counters(self) -> dict[str, int]:
         links = self._links.values()
+        sent, dropped, frames = self._left_counts
         return {
-            "peer_messages_sent": sum(link.messages_sent for link in links),
-            "peer_messages_dropped": sum(link.messages_dropped for link in links),
-            "peer_frames_sent": sum(link.frames_sent for link in links),
+            "peer_messages_sent": sent + sum(link.messages_sent for link in links),
+            "peer_messages_dropped": dropped + sum(link.messages_dropped for link in links),
+            "peer_frames_sent": frames + sum(link.frames_sent for link in links),
+            "snapshot_bytes_sent": self._snapshot_bytes,
+            "snapshots_resumed": self._snapshots_resumed,
         }
 
     def send(self, node: str, shard: int, messages: list[Message]) -> None:
@@ -136,33 +167,47 @@ class Peers:
         for link in self._links.values():
             link.flush()
 
-    def set_heartbeat(self, led_shards: int, epoch: int) -> None:
+    def set_heartbeat(self, led_shards: int, epoch: int, *, quarantined: int = 0, stopping: bool = False) -> None:
         """What the heartbeats say from now on; a change goes with the next frame, at the latest within an interval."""
-        changed = (led_shards, epoch) != (self._led_shards, self._epoch)
-        self._led_shards, self._epoch = led_shards, epoch
-        if changed:
+        beat = peer_pb2.NodeHeartbeat(
+            incarnation=self.identity.incarnation,
+            led_shards=led_shards,
+            epoch=epoch,
+            quarantined=quarantined,
+            stopping=stopping,
+        )
+        if beat != self._beat:
+            self._beat = beat
             for link in self._links.values():
                 link.beat(changed=True)
 
     async def send_snapshot(
-        self, node: str, header: peer_pb2.SnapshotHeader, chunks: Iterator[bytes]
+        self, node: str, header: peer_pb2.SnapshotHeader, pieces: Pieces
     ) -> peer_pb2.SnapshotReply:
-        """Streams one snapshot over the bulk channel; each chunk is a piece of state pairs of at most about
-        `snapshot_chunk_bytes`. The header's hello is filled in. ChannelBroken, TimeoutError, TenfoldError: the peer
-        may or may not have installed it. Also raises what `chunks` raises; then the peer installs nothing."""
+        """One attempt over the bulk channel, from where the receiver stands. The header's hello is filled in.
+        ChannelBroken, TimeoutError, TenfoldError: the peer may or may not have installed it. Also raises what `pieces`
+        raises; then the peer installs nothing."""
         channel = await self._bulk_channel(node)
         header.hello.CopyFrom(self.identity.hello())
-        timeout_s = self._limits.snapshot_deadline_ms / 1000
-        reply = await channel.send_all("Peer", "Snapshot", _snapshot(header, chunks), timeout_s=timeout_s)
-        assert isinstance(reply, peer_pb2.SnapshotReply)
-        return reply
+        attempt = Attempt(channel.stream("Peer", "Snapshot"), self._pace, self._limits, self._snapshot_bytes_left)
+        try:
+            return await attempt.run(header, pieces)
+        finally:
+            self._snapshots_resumed += attempt.resumed
+
+    def arriving(self, requests: AsyncIterator[peer_pb2.SnapshotChunk]) -> Arriving:
+        """The chunks of one stream, as they come."""
+        return Arriving(requests, self._limits)
+
+    def _snapshot_bytes_left(self, size: int) -> None:
+        self._snapshot_bytes += size
 
     async def close(self) -> None:
         """Breaks all streams and waits until every task has ended. No callback comes any more."""
         if self._closing.is_set():
             return
         self._closing.set()
-        for link in self._links.values():
+        for link in [*self._links.values(), *self._left]:
             await link.close()
         for _, channel in self._bulk.values():
             await channel.close()
@@ -190,15 +235,16 @@ class Peers:
         link.kick()
 
     def receive(self, node: str, frame: peer_pb2.Frame) -> None:
-        """One frame of an admitted peer."""
+        """One frame of an admitted peer. TenfoldError once it is no member any more."""
+        if not self.known(node):
+            raise TenfoldError(Code.INVALID_ARGUMENT, f"node: {node!r} is no member any more")
         self._heard_s[node] = self._clock.monotonic()
         if self._closing.is_set():
             return
         if frame.messages:
             self.handler.on_messages(node, [(wire.shard, from_wire(wire)) for wire in frame.messages])
         if frame.HasField("heartbeat"):
-            beat = frame.heartbeat
-            self.handler.on_heartbeat(node, beat.incarnation, beat.led_shards, beat.epoch)
+            self.handler.on_heartbeat(node, frame.heartbeat)
 
     def stream_from_broke(self, node: str) -> None:
         """An admitted peer's stream to us ended."""
@@ -218,10 +264,12 @@ class Peers:
         if not self._closing.is_set():
             self.handler.on_peer_down(node)
 
+    def link_refused(self, node: str) -> None:
+        if not self._closing.is_set():
+            self.handler.on_refused(node)
+
     def heartbeat(self) -> peer_pb2.NodeHeartbeat:
-        return peer_pb2.NodeHeartbeat(
-            incarnation=self.identity.incarnation, led_shards=self._led_shards, epoch=self._epoch
-        )
+        return self._beat
 
     def _refuse(self, hello: peer_pb2.Hello, code: Code, why: str) -> None:
         if why not in self._refusals:  # it will try again five times a second: one line each is enough
@@ -232,8 +280,11 @@ class Peers:
         raise TenfoldError(code, why)
 
     async def _bulk_channel(self, node: str) -> Channel:
-        """The second connection to a peer, opened when first needed. KeyError for an unknown node."""
-        address = self._links[node].address
+        """The second connection to a peer, opened when first needed."""
+        link = self._links.get(node)
+        if link is None:
+            raise ChannelBroken(f"{node} is no member known here", sent=False)
+        address = link.address
         found = self._bulk.get(node)
         if found is not None and found[0] == address and not self._closing.is_set():
             return found[1]
@@ -256,11 +307,3 @@ class Peers:
             except TimeoutError:
                 pass
         self._heart_stopped.set()
-
-
-async def _snapshot(header: peer_pb2.SnapshotHeader, chunks: Iterator[bytes]) -> AsyncIterator[peer_pb2.SnapshotChunk]:
-    """Header alone, the chunks, and an empty last one: a stream that broke is never taken for a whole one."""
-    yield peer_pb2.SnapshotChunk(header=header)
-    for pairs in chunks:
-        yield peer_pb2.SnapshotChunk(pairs=pairs, crc=zlib.crc32(pairs))
-    yield peer_pb2.SnapshotChunk(last=True)

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/gen/peer.proto\x12\ntenfold.v1\"a\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x10\n\x08protocol\x18\x05 \x01(\r\"\\\n\rNodeHeartbeat\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x12\n\nled_shards\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x13\n\x0bquarantined\x18\x04 \x01(\r\"8\n\tRaftEntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\r\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"\xa0\x02\n\x0bRaftMessage\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\r\x12\x0e\n\x06sender\x18\x03 \x01(\x04\x12\x10\n\x08receiver\x18\x04 \x01(\x04\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\r\n\x05index\x18\x06 \x01(\x04\x12\x10\n\x08log_term\x18\x07 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\x04\x12&\n\x07\x65ntries\x18\t \x03(\x0b\x32\x15.tenfold.v1.RaftEntry\x12\x0e\n\x06reject\x18\n \x01(\x08\x12\x12\n\nhint_index\x18\x0b \x01(\x04\x12\x11\n\thint_term\x18\x0c \x01(\x04\x12\x0f\n\x07\x63ontext\x18\r \x01(\x04\x12\x0c\n\x04\x66lag\x18\x0e \x01(\x08\x12\x15\n\rconfiguration\x18\x0f \x01(\x0c\"\x82\x01\n\x05\x46rame\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x11.tenfold.v1.Hello\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x19.tenfold.v1.NodeHeartbeat\x12)\n\x08messages\x18\x03 \x03(\x0b\x32\x17.tenfold.v1.RaftMessage\"m\n\x0eSnapshotHeader\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x11.tenfold.v1.Hello\x12(\n\x07message\x18\x02 \x01(\x0b\x32\x17.tenfold.v1.RaftMessage\x12\x0f\n\x07time_ms\x18\x04 \x01(\x04\"e\n\rSnapshotChunk\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.tenfold.v1.SnapshotHeader\x12\r\n\x05pairs\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63rc\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\x08\"1\n\rSnapshotReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t2~\n\x04Peer\x12\x32\n\x06\x46rames\x12\x11.tenfold.v1.Frame\x1a\x11.tenfold.v1.Frame(\x01\x30\x01\x12\x42\n\x08Snapshot\x12\x19.tenfold.v1.SnapshotChunk\x1a\x19.tenfold.v1.SnapshotReply(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/gen/peer.proto\x12\ntenfold.v1\"a\n\x05Hello\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12\x10\n\x08protocol\x18\x05 \x01(\r\"n\n\rNodeHeartbeat\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x12\n\nled_shards\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x13\n\x0bquarantined\x18\x04 \x01(\r\x12\x10\n\x08stopping\x18\x05 \x01(\x08\"8\n\tRaftEntry\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x0c\n\x04kind\x18\x02 \x01(\r\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"\xa0\x02\n\x0bRaftMessage\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0c\n\x04kind\x18\x02 \x01(\r\x12\x0e\n\x06sender\x18\x03 \x01(\x04\x12\x10\n\x08receiver\x18\x04 \x01(\x04\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\r\n\x05index\x18\x06 \x01(\x04\x12\x10\n\x08log_term\x18\x07 \x01(\x04\x12\x0e\n\x06\x63ommit\x18\x08 \x01(\x04\x12&\n\x07\x65ntries\x18\t \x03(\x0b\x32\x15.tenfold.v1.RaftEntry\x12\x0e\n\x06reject\x18\n \x01(\x08\x12\x12\n\nhint_index\x18\x0b \x01(\x04\x12\x11\n\thint_term\x18\x0c \x01(\x04\x12\x0f\n\x07\x63ontext\x18\r \x01(\x04\x12\x0c\n\x04\x66lag\x18\x0e \x01(\x08\x12\x15\n\rconfiguration\x18\x0f \x01(\x0c\"\x82\x01\n\x05\x46rame\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x11.tenfold.v1.Hello\x12,\n\theartbeat\x18\x02 \x01(\x0b\x32\x19.tenfold.v1.NodeHeartbeat\x12)\n\x08messages\x18\x03 \x03(\x0b\x32\x17.tenfold.v1.RaftMessage\"m\n\x0eSnapshotHeader\x12 \n\x05hello\x18\x01 \x01(\x0b\x32\x11.tenfold.v1.Hello\x12(\n\x07message\x18\x02 \x01(\x0b\x32\x17.tenfold.v1.RaftMessage\x12\x0f\n\x07time_ms\x18\x04 \x01(\x04\"e\n\rSnapshotChunk\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x1a.tenfold.v1.SnapshotHeader\x12\r\n\x05pairs\x18\x02 \x01(\x0c\x12\x0b\n\x03\x63rc\x18\x03 \x01(\r\x12\x0c\n\x04last\x18\x04 \x01(\x08\"1\n\rSnapshotReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t2~\n\x04Peer\x12\x32\n\x06\x46rames\x12\x11.tenfold.v1.Frame\x1a\x11.tenfold.v1.Frame(\x01\x30\x01\x12\x42\n\x08Snapshot\x12\x19.tenfold.v1.SnapshotChunk\x1a\x19.tenfold.v1.SnapshotReply(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,19 +34,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HELLO']._serialized_start=36
   _globals['_HELLO']._serialized_end=133
   _globals['_NODEHEARTBEAT']._serialized_start=135
-  _globals['_NODEHEARTBEAT']._serialized_end=227
-  _globals['_RAFTENTRY']._serialized_start=229
-  _globals['_RAFTENTRY']._serialized_end=285
-  _globals['_RAFTMESSAGE']._serialized_start=288
-  _globals['_RAFTMESSAGE']._serialized_end=576
-  _globals['_FRAME']._serialized_start=579
-  _globals['_FRAME']._serialized_end=709
-  _globals['_SNAPSHOTHEADER']._serialized_start=711
-  _globals['_SNAPSHOTHEADER']._serialized_end=820
-  _globals['_SNAPSHOTCHUNK']._serialized_start=822
-  _globals['_SNAPSHOTCHUNK']._serialized_end=923
-  _globals['_SNAPSHOTREPLY']._serialized_start=925
-  _globals['_SNAPSHOTREPLY']._serialized_end=974
-  _globals['_PEER']._serialized_start=976
-  _globals['_PEER']._serialized_end=1102
+  _globals['_NODEHEARTBEAT']._serialized_end=245
+  _globals['_RAFTENTRY']._serialized_start=247
+  _globals['_RAFTENTRY']._serialized_end=303
+  _globals['_RAFTMESSAGE']._serialized_start=306
+  _globals['_RAFTMESSAGE']._serialized_end=594
+  _globals['_FRAME']._serialized_start=597
+  _globals['_FRAME']._serialized_end=727
+  _globals['_SNAPSHOTHEADER']._serialized_start=729
+  _globals['_SNAPSHOTHEADER']._serialized_end=838
+  _globals['_SNAPSHOTCHUNK']._serialized_start=840
+  _globals['_SNAPSHOTCHUNK']._serialized_end=941
+  _globals['_SNAPSHOTREPLY']._serialized_start=943
+  _globals['_SNAPSHOTREPLY']._serialized_end=992
+  _globals['_PEER']._serialized_start=994
+  _globals['_PEER']._serialized_end=1120
 # @@protoc_insertion_point(module_scope)

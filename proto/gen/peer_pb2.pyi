@@ -60,6 +60,7 @@ class NodeHeartbeat(_message.Message):
     LED_SHARDS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
+    STOPPING_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     led_shards: _builtins.int
     """how many shards this node leads"""
@@ -67,6 +68,8 @@ class NodeHeartbeat(_message.Message):
     """of the shard map it knows"""
     quarantined: _builtins.int
     """how many of its replicas are quarantined"""
+    stopping: _builtins.bool
+    """it hands over what it leads and takes nothing"""
     def __init__(
         self,
         *,
@@ -74,10 +77,11 @@ class NodeHeartbeat(_message.Message):
         led_shards: _builtins.int = ...,
         epoch: _builtins.int = ...,
         quarantined: _builtins.int = ...,
+        stopping: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "led_shards", b"led_shards", "quarantined", b"quarantined"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "led_shards", b"led_shards", "quarantined", b"quarantined", "stopping", b"stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

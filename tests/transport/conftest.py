@@ -72,7 +72,9 @@ class Recorder:
         self.batches: list[int] = []
         self.ups: list[tuple[str, int, str]] = []
         self.downs: list[str] = []
+        self.refused: list[str] = []
         self.heartbeats: list[tuple[str, int, int, int]] = []
+        self.beats: list[peer_pb2.NodeHeartbeat] = []
         self.snapshots: list[tuple[str, int, bytes]] = []
         self.attempts = 0
         self.changed = asyncio.Event()
@@ -94,8 +96,13 @@ class Recorder:
         self.downs.append(node)
         self.changed.set()
 
-    def on_heartbeat(self, node: str, incarnation: int, led_shards: int, epoch: int) -> None:
-        self.heartbeats.append((node, incarnation, led_shards, epoch))
+    def on_refused(self, node: str) -> None:
+        self.refused.append(node)
+        self.changed.set()
+
+    def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None:
+        self.heartbeats.append((node, beat.incarnation, beat.led_shards, beat.epoch))
+        self.beats.append(beat)
         self.changed.set()
 
     async def on_snapshot(

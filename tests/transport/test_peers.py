@@ -152,11 +152,12 @@ async def test_heartbeats_say_what_was_set_and_a_change_travels_with_the_next_fr
     a.peers.set_heartbeat(3, 40)
     await b.recorder.until(lambda: ("a", 1, 3, 40) in b.recorder.heartbeats)
     b.recorder.heartbeats.clear()
-    a.peers.set_heartbeat(2, 41)
+    a.peers.set_heartbeat(2, 41, quarantined=1, stopping=True)
     a.peers.send("b", 1, [message(1)])
     a.peers.flush()
     await b.recorder.until(lambda: bool(b.recorder.messages))
     assert b.recorder.heartbeats == [("a", 1, 2, 41)]
+    assert b.recorder.beats[-1].quarantined == 1 and b.recorder.beats[-1].stopping
 
 
 async def test_heartbeats_come_every_interval_whether_idle_or_busy(station) -> None:
@@ -308,6 +309,41 @@ async def test_a_newer_incarnation_replaces_the_old_stream(station) -> None:
     await a.recorder.until(lambda: bool(a.recorder.messages))
     assert old.peers.up() == [] and new.peers.up() == ["a"]
     assert a.recorder.ups[-1] == ("b", 6, new.address)
+
+
+async def test_a_member_that_is_forgotten_is_neither_reached_nor_heard(station) -> None:
+    """The stream that stands ends, a new one is refused, and so is one of an older life once it is a member again."""
+    a, b = await pair(station, limits=FAST)
+    await b.recorder.until(lambda: bool(b.recorder.heartbeats))
+    a.peers.send("b", 1, [message(1)])
+    a.peers.flush()
+    await b.recorder.until(lambda: bool(b.recorder.messages))
+    sent = a.peers.counters()["peer_messages_sent"]
+    a.peers.forget("b")
+    a.peers.forget("b")
+    assert a.peers.up() == [] and not a.peers.known("b")
+    a.peers.send("b", 1, [message(2)])
+    assert a.peers.counters()["peer_messages_sent"] == sent == 1
+    heard = len(a.recorder.messages)
+    b.peers.send("a", 1, [message(3)])
+    b.peers.flush()
+    await b.recorder.until(lambda: b.peers.up() == [] and len(b.recorder.refused) > 2)
+    assert len(a.recorder.messages) == heard and a.recorder.refused == []
+    assert (await refusal(a.address, b.peers.identity.hello())).code is Code.INVALID_ARGUMENT
+    a.knows(b)
+    older = b.peers.identity.hello()
+    older.incarnation -= 1
+    assert "is over" in (await refusal(a.address, older)).message
+    await b.recorder.until(lambda: b.peers.up() == ["a"])
+    assert a.peers.up() == ["b"]
+
+
+async def test_closing_waits_for_links_that_were_forgotten(station) -> None:
+    a, _ = await pair(station)
+    a.peers.forget("b")
+    await a.peers.close()
+    await asyncio.sleep(0)
+    assert all(task.done() and task.exception() is None for task in a.spawn.tasks)
 
 
 async def test_both_directions_tell_of_a_peer_that_goes(station) -> None:
