@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.limits import DEFAULT
 from cluster.ring import shard_map as maps
 from cluster.ring.ring import Ring
+from cluster.ring.shard_map import LEARNER, LEAVING, VOTER
 from proto.gen import meta_pb2
 
 CLUSTER = bytes(range(16))
@@ -25,6 +27,7 @@ def test_the_first_map_keeps_the_laws(count: int, shards: int, replicas: int, zo
     replicas = min(replicas, count)
     first = maps.first_map(CLUSTER, members(count, zones), shards, replicas)
     maps.validate(first)
+    assert all(replica.epoch == 1 and replica.stage == VOTER for shard in first.shards for replica in shard.replicas)
     assert (first.epoch, first.replication_factor, first.cluster_id) == (1, replicas, CLUSTER)
     assert maps.data_shards(first) == shards
     assert [(m.node, m.address, m.zone) for m in first.members] == members(count, zones)
@@ -87,6 +90,16 @@ def _broken(change: Callable[[meta_pb2.ShardMap], object]) -> meta_pb2.ShardMap:
     return first
 
 
+def _stages(shard: meta_pb2.Shard, *stages: int) -> None:
+    for replica, stage in zip(shard.replicas, stages, strict=True):
+        replica.stage = stage  # type: ignore[assignment]
+
+
+def _learner(shard: meta_pb2.Shard, node: str) -> None:
+    shard.replicas.add(id=shard.next_replica_id, node=node, stage=LEARNER)
+    shard.next_replica_id += 1
+
+
 def _set(message: object, field: str, value: object) -> None:
     setattr(message, field, value)
 
@@ -97,13 +110,21 @@ def _set(message: object, field: str, value: object) -> None:
         (lambda m: _set(m, "cluster_id", b"short"), "cluster_id"),
         (lambda m: _set(m, "epoch", 0), "epoch"),
         (lambda m: _set(m.members[1], "node", "n1"), "same name"),
-        (lambda m: _set(m.members[1], "address", m.members[0].address), "address of its own"),
-        (lambda m: _set(m.members[1], "address", ""), "address of its own"),
+        (lambda m: _set(m.members[1], "address", ""), "'n2' has no address"),
+        (lambda m: _set(m.members[1], "state", 9), "'n2' is in state 9"),
+        (lambda m: m.removed.append("n2"), "removed: 'n2' is a member"),
+        (lambda m: m.removed.extend(["n8", "n8"]), "removed: a name is listed twice"),
+        (lambda m: m.removed.append("../n8"), "must match"),
         (lambda m: m.shards.pop(2), "number 2 has the id 3"),
         (lambda m: _set(m.shards[2], "version", 0), "shard 2: its version"),
         (lambda m: m.shards[2].ClearField("replicas"), "shard 2: has no replica"),
         (lambda m: _set(m.shards[2].replicas[0], "node", "n9"), "shard 2: 'n9' is not a member"),
         (lambda m: _set(m.shards[2].replicas[0], "node", m.shards[2].replicas[1].node), "two replicas are on one node"),
+        (lambda m: _learner(m.shards[2], m.shards[2].replicas[0].node), "two replicas are on one node"),
+        (lambda m: _stages(m.shards[2], LEARNER, LEARNER, LEARNER), "shard 2: has no voter"),
+        (lambda m: _stages(m.shards[2], LEAVING, LEAVING, LEAVING), "shard 2: has no voter"),
+        (lambda m: _stages(m.shards[2], 7, VOTER, VOTER), "in stage 7, which is none"),
+        (lambda m: _set(m.shards[2].replicas[0], "epoch", 2), "of epoch 2, above 1"),
         (lambda m: _set(m.shards[2].replicas[0], "id", 2), "replica ids"),
         (lambda m: _set(m.shards[2].replicas[0], "id", 0), "replica ids"),
         (lambda m: _set(m.shards[2].replicas[0], "id", 4), "below 4"),
@@ -115,3 +136,39 @@ def test_a_map_that_breaks_a_law_is_refused_with_its_name(
 ) -> None:
     with pytest.raises(ValueError, match=problem):
         maps.validate(_broken(change))
+
+
+def test_two_members_may_share_an_address_while_they_swap_but_not_at_birth() -> None:
+    swapping = _broken(lambda m: _set(m.members[1], "address", m.members[0].address))
+    maps.validate(swapping)
+    with pytest.raises(ValueError, match="address of its own"):
+        maps.validate_first(swapping)
+
+
+def test_no_more_removed_names_are_kept_than_the_bound() -> None:
+    last = _broken(lambda m: m.removed.extend(f"gone-{i}" for i in range(DEFAULT.removed_names_max)))
+    maps.validate(last)
+    last.removed.append("one-more")
+    with pytest.raises(ValueError, match=f"at most {DEFAULT.removed_names_max}"):
+        maps.validate(last)
+
+
+def test_what_a_changing_row_says() -> None:
+    first = maps.first_map(CLUSTER, members(4), 4, 3)
+    row = first.shards[0]
+    assert not maps.changing(row) and maps.voters(row) == maps.staying(row) == list(row.replicas)
+    row.replicas[1].stage = LEAVING
+    _learner(row, "n2")  # in the place of the one that leaves, on its node
+    maps.validate(first)
+    assert maps.changing(row)
+    assert [replica.id for replica in maps.voters(row)] == [1, 3]
+    assert [replica.id for replica in maps.staying(row)] == [1, 3, 4]
+    assert maps.replica_on(first, 0, "n2") == 4, "the newest"
+    assert maps.replica(row, 2) == row.replicas[1] and maps.replica(row, 9) is None
+
+
+def test_the_last_voter_may_leave_while_a_learner_takes_its_place() -> None:
+    first = maps.first_map(CLUSTER, members(2), 2, 1)
+    _stages(first.shards[1], LEAVING)
+    _learner(first.shards[1], next(m.node for m in first.members if m.node != first.shards[1].replicas[0].node))
+    maps.validate(first)

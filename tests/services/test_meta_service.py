@@ -9,7 +9,18 @@ from cluster.ring.shard_map import first_map
 from node.capabilities import discover
 from node.services.capability import CapabilityService
 from node.services.meta import Service
-from proto.gen.meta_pb2 import Member, MetaCommand, MetaQuery, ShardMap
+from proto.gen.meta_pb2 import (
+    AddReplica,
+    JoinMember,
+    Member,
+    MetaCommand,
+    MetaQuery,
+    RetireReplica,
+    SetRebalancing,
+    SetState,
+    SettleShard,
+    ShardMap,
+)
 from tests.machines.shard_world import tiny
 
 LIMITS = tiny(shards_max=4)
@@ -40,7 +51,7 @@ def refused(command: MetaCommand, shard: int = 0) -> TenfoldError:
 
 
 INVALID = [
-    (MetaCommand(), "command: must be bootstrap or set_member"),
+    (MetaCommand(), "command: must be one of bootstrap, set_member, join, set_state, remove_member, add_replica,"),
     (MetaCommand(bootstrap=broken("cluster_id")), "bootstrap.cluster_id"),
     (MetaCommand(bootstrap=broken("epoch")), "bootstrap.epoch"),
     (MetaCommand(bootstrap=broken("members")), "bootstrap.members"),
@@ -55,6 +66,22 @@ INVALID = [
     (MetaCommand(set_member=Member(node="n1", address="h:\u0663")), "set_member.address"),
     (MetaCommand(set_member=Member(node="n1", address="h" * 254 + ":1")), "set_member.address: 256 bytes"),
     (MetaCommand(set_member=Member(node="n1", address="h:1", zone="z" * 256)), "set_member.zone"),
+    (MetaCommand(join=JoinMember(member=Member(node="Node", address="h:1"))), "join.member.node"),
+    (MetaCommand(join=JoinMember(member=Member(node="n1", address="h"))), "join.member.address: 'h' is not host:port"),
+    (MetaCommand(join=JoinMember()), "join.member.node"),
+    (MetaCommand(set_state=SetState(node="../n1", state=Member.UP)), "set_state.node"),
+    (MetaCommand(set_state=SetState(node="n1", state=9)), "set_state.state: 9, must be 0 to 4"),  # type: ignore[arg-type]
+    (MetaCommand(set_state=SetState(node="n1", state=Member.JOINING)), "set_state.state: joining is where"),
+    (MetaCommand(remove_member="N"), "remove_member.node"),
+    (MetaCommand(add_replica=AddReplica(shard=5, node="n1")), "add_replica.shard: 5, must be 0 to 4"),
+    (MetaCommand(add_replica=AddReplica(shard=1, node="N")), "add_replica.node"),
+    (MetaCommand(retire_replica=RetireReplica(shard=5)), "retire_replica.shard: 5, must be 0 to 4"),
+    (MetaCommand(settle=SettleShard(shard=5, voters=[1])), "settle.shard: 5, must be 0 to 4"),
+    (MetaCommand(settle=SettleShard(shard=1)), "settle.voters: 0, must be 1 to 3"),
+    (MetaCommand(settle=SettleShard(voters=[1, 2, 3, 4])), "settle.voters: 4, must be 1 to 3"),
+    (MetaCommand(settle=SettleShard(voters=[1, 1])), "settle.voters: must be positive, each named once"),
+    (MetaCommand(settle=SettleShard(voters=[1], order=[0])), "settle.order: must be positive, each named once"),
+    (MetaCommand(settle=SettleShard(voters=[1, 2], learners=[2])), "settle.learners: 2 is among the voters"),
 ]
 
 
@@ -70,6 +97,13 @@ def test_what_makes_sense_passes() -> None:
     for command in (
         MetaCommand(bootstrap=born()),
         MetaCommand(set_member=Member(node="n1", address="[::1]:7000", zone="a")),
+        MetaCommand(join=JoinMember(member=Member(node="n9", address="h:1"), lost=True)),
+        MetaCommand(set_state=SetState(node="n1", state=Member.LEAVING)),
+        MetaCommand(remove_member="n1"),
+        MetaCommand(add_replica=AddReplica(shard=4, version=1, node="n1", replaces=2)),
+        MetaCommand(retire_replica=RetireReplica(shard=0, version=1, replica=1)),
+        MetaCommand(settle=SettleShard(shard=4, version=1, voters=[1, 2], learners=[3], order=[2, 1])),
+        MetaCommand(set_rebalancing=SetRebalancing(on=True)),
     ):
         parsed, written = Service(LIMITS).command(command.SerializeToString(), 0, 4)
         assert parsed == command and written
