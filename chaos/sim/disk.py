@@ -27,12 +27,16 @@ class Medium:
 
     def kill(self) -> None:
         self.disk.incarnation += 1
-        self.state.crash(self.chance)
+        self._lose_state()
 
     def cut(self) -> None:
         self.disk.crash(self.chance, keep=self.chance.random() < 0.8)
-        self.state.crash(self.chance)
+        self._lose_state()
         self.boots += 1
+
+    def _lose_state(self) -> None:
+        """The engine has no log of its own: mostly all since the last flush is gone, unless it flushed by itself."""
+        self.state.crash(self.chance, keep=self.chance.random() < 0.4)
 
     def attach_disk(self, now: Callable[[], float]) -> SimDisk:
         return SimDisk(MemoryDisk(self.disk), self, now)

@@ -1,6 +1,8 @@
 """The laws that are watched while a cluster runs: all of it is in one process, so nothing is inferred.
 
     one leader per term       whoever sends as leader of (shard, term) is one replica
+    logs, promises            log matching and safe commits (`logs.py`); votes, acknowledgements and what was called durable
+                              are kept, over every crash (`promises.py`)
     state machine safety      all replicas apply the same entry at an index (Raft thesis, figure 3.2)
     leader completeness       a leader's log holds the last entry that any replica applied in an earlier term
     commit never goes back    in one incarnation; nothing is applied that is not committed
@@ -17,11 +19,14 @@ from typing import Any
 
 import xxhash
 
+from chaos.sim.logs import Logs
+from chaos.sim.promises import Promises
 from cluster.raft.messages import Entry, MessageKind
 from node.app import Node
 from node.replica import Replica
 
 LEADERS_SAY = frozenset((MessageKind.APPEND, MessageKind.HEARTBEAT, MessageKind.TIMEOUT_NOW))
+PROMISES = frozenset((MessageKind.VOTE, MessageKind.VOTE_REPLY, MessageKind.APPEND_REPLY))
 DIGESTS_KEPT = 4096
 
 
@@ -31,6 +36,9 @@ class Oracles:
     def __init__(self) -> None:
         self.breaches: list[str] = []
         self.nodes: dict[str, Node] = {}
+        self.logs = Logs(self.breach)
+        self.promises = Promises(self.breach)
+        self._watched: dict[Replica, None] = {}
         self._leaders: dict[tuple[int, int], int] = {}  # (shard, term) -> replica
         self._applied: dict[tuple[int, int], tuple[int, int]] = {}  # (shard, index) -> term, hash of the entry
         self._highest: dict[int, int] = {}  # shard -> highest index applied anywhere
@@ -49,14 +57,28 @@ class Oracles:
     def born(self, node: Node) -> None:
         """A node has started: its replicas are watched from before their first apply."""
         self.nodes[node.config.node] = node
+        self.promises.born(node)
         for replica in node.shards.replicas.values():
             self._watch(node, replica)
 
     def died(self, name: str) -> None:
-        self.nodes.pop(name, None)
+        node = self.nodes.pop(name, None)
+        if node is not None:
+            self.promises.died(node)
+            for replica in node.shards.replicas.values():
+                self.logs.died(replica)
+                self._watched.pop(replica, None)
+
+    def damaged(self, name: str) -> None:
+        """The disk of a node that is down was damaged on purpose: it owes nothing any more."""
+        self.logs.forget(name)
+        self.promises.forget(name)
 
     def _watch(self, node: Node, replica: Replica) -> None:
+        """From before its first apply, or, where it was placed on a node that runs, from when it is first seen."""
+        self._watched[replica] = None
         apply, name = replica.applier.apply, node.config.node
+        self.logs.born(name, replica)
 
         def watched(entry: Entry, *, want_results: bool) -> Any:
             self._on_apply(name, replica, entry)
@@ -66,11 +88,17 @@ class Oracles:
 
     def sent(self, host: str, method: str, message: Any) -> None:
         """A process sends a message on a stream."""
-        if method != "Frames" or host not in self.nodes:
+        node = self.nodes.get(host)
+        if method != "Frames" or node is None:
             return
         for each in message.messages:
             if each.kind in LEADERS_SAY:
                 self._on_leader(host, each.shard, each.term, each.sender)
+                replica = node.shards.replicas.get(each.shard)
+                if replica is not None:
+                    self.logs.committed(host, replica)
+            elif each.kind in PROMISES:
+                self.promises.sent(node, each)
 
     def _on_leader(self, host: str, shard: int, term: int, replica: int) -> None:
         known = self._leaders.setdefault((shard, term), replica)
@@ -118,7 +146,9 @@ class Oracles:
         for name, node in self.nodes.items():
             for shard, reason in node.shards.quarantined.items():
                 self.breach(f"{name} has quarantined shard {shard}, and nothing was damaged: {reason}")
-            for replica in node.shards.replicas.values():
+            for replica in list(node.shards.replicas.values()):
+                if replica not in self._watched:
+                    self._watch(node, replica)
                 self._look_at(name, node, replica, thorough)
 
     def _look_at(self, name: str, node: Node, replica: Replica, thorough: bool) -> None:
@@ -126,6 +156,8 @@ class Oracles:
         if core.commit_index < self._commits.get(replica, 0):
             self.breach(f"{name}: commit of shard {replica.shard} goes back to {core.commit_index}")
         self._commits[replica] = core.commit_index
+        self.promises.look(replica)
+        self.logs.compare(name, replica)
         if not thorough:
             return
         try:
