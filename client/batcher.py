@@ -65,6 +65,7 @@ class Batcher:
         self._sweep_at = float("inf")
         self._sweep_handle: asyncio.TimerHandle | None = None
         self._closed = False
+        router.on_moved = self._moved
         self.calls = 0  # sent so far
         self.requests = 0
 
@@ -195,8 +196,7 @@ class Batcher:
     # -- answers -------------------------------------------------------------------------------------------------------
 
     def _call_answered(self, call: Call, reply: node_pb2.CallReply) -> None:
-        if reply.epoch > self._router.epoch:
-            self._router.refresh()
+        self._router.answered(call.lane.node, reply.epoch)
         rests: dict[ShardQueue, None] = {}
         for (queue, flight), sub in zip(call.flights, reply.replies, strict=True):
             if not queue.answered(flight, sub, call.lane.node):
@@ -224,12 +224,18 @@ class Batcher:
             return
         queue.failures += 1
         queue.redirects = 0
-        queue.resting = True
         pause = backoff_s(queue.failures, self._limits, self._random)
-        asyncio.get_running_loop().call_later(pause, self._rested, queue)
+        queue.rest = asyncio.get_running_loop().call_later(pause, self._rested, queue)
+
+    def _moved(self, shards: frozenset[int]) -> None:
+        """A newer map changed these: what was refused for the old one need not rest any longer."""
+        for queue in self._queues.values():
+            if queue.lost and queue.rest is not None and queue.shard in shards:
+                queue.rest.cancel()
+                self._rested(queue)
 
     def _rested(self, queue: ShardQueue) -> None:
-        queue.resting = False
+        queue.rest = None
         if queue.waits and not queue.in_call and not self._closed:
             self._make_ready(queue)
 

@@ -50,6 +50,9 @@ def of_call(error: Exception) -> tuple[TenfoldError, bool]:
 ATTEMPT_OVER = (Code.DEADLINE_PASSED, Code.DEADLINE_EXCEEDED)
 """An attempt has a deadline of its own, shorter than the operation's: a node that could not answer in it says so."""
 
+ASK_ANOTHER = (*ATTEMPT_OVER, Code.MAP_BEHIND)
+"""Besides the codes after which something is to be learnt: the node is slow, or has not heard yet of what it is to hold."""
+
 
 def again(error: TenfoldError, left_s: float) -> bool:
     """Whether to try again, `left_s` seconds before the operation's deadline."""

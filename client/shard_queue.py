@@ -7,12 +7,13 @@ a failure the queue rests (backoff), unless the answer named a better node.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Iterable
 
 from client.flights import CommandFlight, Flight, GetFlight, Join, Ledger, OpenFlight, QueryFlight, own_command
 from client.requests import Command, Get, Pending, Query, Write
-from client.retry import ATTEMPT_OVER, Trouble, again, at_deadline, of_code, settled
+from client.retry import ASK_ANOTHER, ATTEMPT_OVER, Trouble, again, at_deadline, of_code, settled
 from client.router import Router
 from client.session import Session
 from client.tasks import Monotonic
@@ -55,7 +56,8 @@ class ShardQueue:
     ) -> None:
         self.shard = shard
         self.in_call = False
-        self.resting = False
+        self.rest: asyncio.TimerHandle | None = None
+        self.lost = False  # the last refusal says that the map is wrong
         self.failures = 0
         self.redirects = 0
         self._trouble: Trouble | None = None
@@ -85,6 +87,10 @@ class ShardQueue:
     @property
     def waits(self) -> bool:
         return bool(self._writes or self._gets or self._queries or self._resend)
+
+    @property
+    def resting(self) -> bool:
+        return self.rest is not None
 
     @property
     def target(self) -> str:
@@ -205,6 +211,7 @@ class ShardQueue:
             return self.attempt_failed(flight, error, not error.definite, node, reply.leader, answer=reply.index > 0)
         del self._flying[flight]
         self.failures = self.redirects = 0
+        self.lost = False
         self._trouble = None
         flight.deliver(reply, self._ledger)
         flight.close()
@@ -297,16 +304,20 @@ class ShardQueue:
     def _learn(self, error: TenfoldError, node: str, hint: str) -> bool:
         """Whom to ask next. True if that is known to be better than waiting; decided once a call."""
         if self._better is None:
-            self._better = self._route(TABLE[error.code].refresh, error.code in ATTEMPT_OVER, node, hint)
+            self._better = self._route(error.code, node, hint)
         return self._better
 
-    def _route(self, refresh: Refresh, late: bool, node: str, hint: str) -> bool:
-        if refresh is Refresh.MAP:
-            self._router.refresh()
-        if refresh is Refresh.NOTHING and not late:
+    def _route(self, code: Code, node: str, hint: str) -> bool:
+        refresh = TABLE[code].refresh
+        self.lost = refresh is Refresh.MAP
+        if self.lost:
+            self._router.map_is_wrong(node)
+        if code is Code.SHUTTING_DOWN:
+            self._router.failed(node, hangs=False)
+        if refresh is Refresh.NOTHING and code not in ASK_ANOTHER:
             return False
         if self.stale_node:
-            self.stale_node = self._router.any_replica(self.shard)
+            self.stale_node = self._router.any_replica(self.shard, node)
             return False
         if self._router.not_leader(self.shard, node, hint) and self.redirects < REDIRECTS_MAX:
             self.redirects += 1

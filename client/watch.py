@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from client.cursor import Place, decode_token, encode_token, query_hash
-from client.retry import backoff_s, of_call, of_code
+from client.retry import ASK_ANOTHER, ATTEMPT_OVER, backoff_s, of_call, of_code
 from client.surroundings import Surroundings
 from cluster.errors import TABLE, Code, Refresh, TenfoldError
 from cluster.ports import ChannelBroken
@@ -228,14 +228,15 @@ class _ShardStream:
                 error, _ = of_call(failure)
                 if error.code in (Code.UNAVAILABLE, Code.UNREACHABLE):
                     router.failed(node, hangs=False)
-            late = error.code in (Code.DEADLINE_PASSED, Code.DEADLINE_EXCEEDED)
-            if not error.retriable and not late:
+            if not error.retriable and error.code not in ATTEMPT_OVER:
                 raise error
-            if TABLE[error.code].refresh is Refresh.MAP:
-                router.refresh()
-            better = (TABLE[error.code].refresh is not Refresh.NOTHING or late) and router.not_leader(
-                self._shard, node, hint
-            )
+            refresh = TABLE[error.code].refresh
+            if refresh is Refresh.MAP:
+                router.map_is_wrong(node)
+            if error.code is Code.SHUTTING_DOWN:
+                router.failed(node, hangs=False)
+            elsewhere = refresh is not Refresh.NOTHING or error.code in ASK_ANOTHER
+            better = elsewhere and router.not_leader(self._shard, node, hint)
             self._failures += 1
             if not better or self._failures > 3:
                 await asyncio.sleep(backoff_s(self._failures, self._around.limits, self._around.random))

@@ -1,11 +1,12 @@
 """A cluster without nodes: the real services, machines, session tables and feeds of each shard behind `ports.Channel`, and a
-network that loses, delays, repeats and refuses on order. Each sub-request is an entry of its own in its shard's log."""
+network that loses, delays, repeats and refuses on order. Each sub-request is an entry of its own in its shard's log. A shard is
+served where the map lists it, whatever version a request names; nodes in `behind` still know an older map."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from enum import Enum
 from typing import Any
 
@@ -40,13 +41,18 @@ Refusal = Callable[[str, node_pb2.SubRequest], node_pb2.SubReply | None]
 
 
 class FakeCluster:
-    """`leaders` may be changed at any time. `faults` decides about each call, `refuse` about each sub-request."""
+    """`leaders`, `map`, `behind` and `draining` may be changed at any time. `faults` decides about each call, `refuse` about each
+    sub-request. A new map is told by `break_streams`, in replies and to who asks, or pushed by `install`."""
 
     def __init__(self, shards: int = 3, nodes: int = 3, limits: Limits = DEFAULT, *, checked: bool = False) -> None:
         self.limits = limits
         members = [(f"n{i}", f"host{i}:1", "") for i in range(1, nodes + 1)]
         self.map = first_map(CLUSTER_ID, members, shards, nodes)
         self.shards = shards
+        self.behind: dict[str, meta_pb2.ShardMap] = {}
+        self.draining: set[str] = set()
+        self.closed: list[str] = []  # addresses of channels
+        self.map_requests: list[tuple[str, node_pb2.MapRequest]] = []
         self.worlds = {shard: ShardWorld(limits, checked=checked) for shard in range(1, shards + 1)}
         self.leaders = {shard.id: shard.replicas[0].node for shard in self.map.shards}
         self.down: set[str] = set()
@@ -63,6 +69,7 @@ class FakeCluster:
         self._service = Service(limits)
         self._changed: dict[int, asyncio.Event] = {}
         self._broken: dict[str, asyncio.Event] = {}
+        self._pushed = asyncio.Event()
         self._later: list[asyncio.Task[None]] = []
 
     # -- for tests -----------------------------------------------------------------------------------------------------
@@ -106,8 +113,40 @@ class FakeCluster:
         self.leaders[shard] = node
         self._wake(shard)
 
+    def drain(self, node: str) -> None:
+        """The node refuses all work from now on, and its watches end."""
+        self.draining.add(node)
+        for shard in self.worlds:
+            self._wake(shard)
+
     def break_streams(self, node: str) -> None:
         self._broken.pop(node, asyncio.Event()).set()
+
+    def known(self, node: str) -> meta_pb2.ShardMap:
+        """The map that `node` knows."""
+        return self.behind.get(node, self.map)
+
+    def next_map(self) -> meta_pb2.ShardMap:
+        """A copy of the map with the next epoch, to be changed and installed."""
+        newer = meta_pb2.ShardMap()
+        newer.CopyFrom(self.map)
+        newer.epoch += 1
+        return newer
+
+    def install(self, newer: meta_pb2.ShardMap, *, behind: Iterable[str] = ()) -> None:
+        """The cluster has this map from now on. Nodes of `behind` stay with the one before; all others tell who watches."""
+        late = set(behind)
+        for node in late:
+            self.behind.setdefault(node, self.map)
+        self.map = newer
+        pushed, self._pushed = self._pushed, asyncio.Event()
+        pushed.set()
+
+    def catch_up(self, *nodes: str) -> None:
+        for node in nodes:
+            self.behind.pop(node, None)
+        pushed, self._pushed = self._pushed, asyncio.Event()
+        pushed.set()
 
     async def close(self) -> None:
         for task in self._later:
@@ -117,7 +156,7 @@ class FakeCluster:
 
     def dial(self, address: str) -> FakeChannel:
         node = next((m.node for m in self.map.members if m.address == address), "")
-        return FakeChannel(self, node)
+        return FakeChannel(self, node, address)
 
     async def call(self, node: str, request: node_pb2.CallRequest, timeout_s: float) -> node_pb2.CallReply:
         request = node_pb2.CallRequest.FromString(request.SerializeToString())
@@ -169,14 +208,16 @@ class FakeCluster:
         if request.cluster_id != CLUSTER_ID:
             raise TenfoldError(Code.WRONG_CLUSTER)
         replies = [self._serve_one(node, sub) for sub in request.requests]
-        return node_pb2.CallReply(epoch=self.map.epoch if self.tells_epoch else 0, replies=replies)
+        return node_pb2.CallReply(epoch=self.known(node).epoch if self.tells_epoch else 0, replies=replies)
 
     def _serve_one(self, node: str, sub: node_pb2.SubRequest) -> node_pb2.SubReply:
         refused = self.refuse(node, sub)
         if refused is not None:
             return refused
-        if sub.shard_version != self.map.shards[sub.shard].version:
-            return node_pb2.SubReply(code=Code.STALE_MAP)
+        if node in self.draining:
+            return node_pb2.SubReply(code=Code.SHUTTING_DOWN, leader=self.leaders[sub.shard])
+        if (code := self._misplaced(node, sub.shard, sub.shard_version)) is not None:
+            return node_pb2.SubReply(code=code)
         stale = sub.mode == node_pb2.QUERY and sub.consistency == node_pb2.STALE
         if self.leaders[sub.shard] != node and not stale:
             return node_pb2.SubReply(code=Code.NOT_LEADER, leader=self.leaders[sub.shard])
@@ -184,6 +225,15 @@ class FakeCluster:
             return self._query(sub) if sub.mode == node_pb2.QUERY else self._command(sub)
         except TenfoldError as error:
             return node_pb2.SubReply(code=error.code, message=error.message)
+
+    def _misplaced(self, node: str, shard: int, version: int) -> Code | None:
+        """As `Shards.lookup` refuses: who holds a replica serves it, whatever version is named."""
+        placed = self.known(node).shards[shard]
+        if any(replica.node == node for replica in placed.replicas):
+            return None
+        if version == placed.version:
+            return Code.WRONG_SHARD
+        return Code.STALE_MAP if version < placed.version else Code.MAP_BEHIND
 
     def _query(self, sub: node_pb2.SubRequest) -> node_pb2.SubReply:
         world = self.worlds[sub.shard]
@@ -214,16 +264,23 @@ class FakeCluster:
 
     async def watch_map(self, node: str, request: node_pb2.MapRequest) -> AsyncIterator[meta_pb2.ShardMap]:
         self.map_streams += 1
+        self.map_requests.append((node, request))
         if node in self.down or not node:
             raise ChannelBroken("failed to connect", sent=False)
         told = request.above_epoch
+        broken = self._broken.setdefault(node, asyncio.Event())
         while True:
-            if self.map.epoch > told:
-                told = self.map.epoch
-                yield self.map
-            broken = self._broken.setdefault(node, asyncio.Event())
-            await broken.wait()
-            raise ChannelBroken("connection reset")
+            if self.known(node).epoch > told:
+                told = self.known(node).epoch
+                yield self.known(node)
+            waiting = [asyncio.ensure_future(event.wait()) for event in (broken, self._pushed)]
+            try:
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for each in waiting:
+                    each.cancel()
+            if broken.is_set():
+                raise ChannelBroken("connection reset")
 
     async def watch(self, node: str, request: node_pb2.WatchRequest) -> AsyncIterator[node_pb2.WatchReply]:
         self.watches.append(request)
@@ -233,7 +290,11 @@ class FakeCluster:
         world = self.worlds[request.shard]
         after = world.index if request.from_now else request.after_index
         try:
+            if (code := self._misplaced(node, request.shard, request.shard_version)) is not None:
+                raise TenfoldError(code)
             while True:
+                if node in self.draining:
+                    raise TenfoldError(Code.SHUTTING_DOWN)
                 if self.leaders[request.shard] != node:
                     raise TenfoldError(Code.NOT_LEADER)
                 found, told = world.applier.feed.read(
@@ -256,8 +317,8 @@ class FakeCluster:
 class FakeChannel:
     """`node` is empty at an address where nobody listens."""
 
-    def __init__(self, cluster: FakeCluster, node: str) -> None:
-        self.cluster, self.node = cluster, node
+    def __init__(self, cluster: FakeCluster, node: str, address: str = "") -> None:
+        self.cluster, self.node, self.address = cluster, node, address
 
     async def call(self, service: str, method: str, request: Any, *, timeout_s: float) -> Any:
         assert (service, method) == ("Node", "Call")
@@ -276,7 +337,7 @@ class FakeChannel:
         raise NotImplementedError("a client sends no such stream")
 
     async def close(self) -> None:
-        pass
+        self.cluster.closed.append(self.address)
 
 
 def ops_of(sub: node_pb2.SubRequest) -> list[kv_pb2.KvOp]:

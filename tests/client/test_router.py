@@ -112,23 +112,6 @@ def test_a_map_with_another_address_is_followed() -> None:
     run(scenario())
 
 
-def test_a_newer_placement_is_learnt_when_a_node_asks_for_it() -> None:
-    async def scenario() -> None:
-        cluster = FakeCluster(shards=1, nodes=3)
-        cluster.tells_epoch = False
-        async with cluster.client() as client:
-            await client.kv.put("k", b"v")
-            newer = meta_pb2.ShardMap()
-            newer.CopyFrom(cluster.map)
-            newer.epoch += 1
-            newer.shards[1].version += 1
-            cluster.map = newer
-            await client.kv.put("k", b"w")  # StaleMap until the client knows
-            assert cluster.commands()[-1].shard_version == newer.shards[1].version
-
-    run(scenario())
-
-
 def test_a_higher_epoch_in_a_reply_makes_the_client_look_for_the_newer_map() -> None:
     async def scenario() -> None:
         cluster = FakeCluster(shards=1, nodes=3)

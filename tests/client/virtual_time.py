@@ -38,6 +38,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self.problems.append(context)
 
 
+async def passes(seconds: float) -> None:
+    """So much virtual time goes by, which costs none; no wait for something that another process does."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    gone = loop.create_future()
+    loop.call_later(seconds, gone.set_result, None)
+    await gone
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs `work` to its end; fails if any callback or task of it died."""
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
