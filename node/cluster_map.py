@@ -1,22 +1,27 @@
 """The shard map as this node knows it: kept on disk, ordered by its epoch, followed by a watch.
 
 Addresses heard in a peer's Hello win over the map's, so a cluster whose nodes all come back on new ports finds itself.
+Law: replicas are opened and dropped by a map that is on disk, so no replica was ever here that is newer than that map.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
-from cluster.ports import DiskFull
+import structlog
+
+from cluster.ports import DiskFull, StorageFailed
 from node.storage.identity import Identity, Sealed
 from proto.gen import meta_pb2
 
 PATH = "map"
 
+log = structlog.get_logger("map")
+
 
 class ClusterMap:
-    """`current` is the newest map seen; `kept` the sealed file that remembers it."""
+    """`current` is the newest map seen, `kept_epoch` that of the map on disk; `first` is what the node knows without it,
+    at epoch 0 nothing. `damaged`: what lay on disk cannot be read, and the node has to be told anew."""
 
     def __init__(self, first: meta_pb2.ShardMap, kept: Sealed, identity: Identity) -> None:
         self.current = first
@@ -25,13 +30,18 @@ class ClusterMap:
         self._heard: dict[str, str] = {}
         self._waiters: list[asyncio.Future[None]] = []
         self._writing = asyncio.Lock()
-        self._kept_epoch = first.epoch  # every node is born with it
-        body = kept.read(identity)
+        self.kept_epoch = first.epoch  # every node is born with it
+        self.damaged = False
+        try:
+            body = kept.read(identity)
+        except StorageFailed as error:
+            log.error("the map on disk is damaged", error=str(error))
+            self.damaged, body = True, None
         if body is not None:
             last = meta_pb2.ShardMap.FromString(body)
             if last.epoch > first.epoch:
                 self.current = last
-                self._kept_epoch = last.epoch
+                self.kept_epoch = last.epoch
         self._by_id = {shard.id: shard for shard in self.current.shards}
 
     @property
@@ -74,10 +84,14 @@ class ClusterMap:
             self._writing
         ):  # two may come at once, from a peer and from meta; the file is replaced by one at a time
             newest = self.current
-            if newest.epoch > self._kept_epoch:
-                with suppress(DiskFull):
-                    await self._kept.write(self._identity, newest.SerializeToString())
-                    self._kept_epoch = newest.epoch
+            if newest.epoch <= self.kept_epoch:
+                return
+            try:
+                await self._kept.write(self._identity, newest.SerializeToString())
+            except DiskFull:
+                return
+            self.kept_epoch = newest.epoch
+            self._wake()
 
     def _forget_moved(self, newer: meta_pb2.ShardMap) -> None:
         """A member that moved, of which nothing was heard since the map before, is where the newer map says: the old

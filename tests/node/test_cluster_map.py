@@ -81,7 +81,32 @@ async def test_a_full_disk_keeps_the_map_in_memory_until_there_is_room() -> None
     known = opened(medium.attach())
     medium.capacity = 10
     await known.update(map_of(2, n2="h2:2"))
-    assert known.epoch == 2 and opened(medium.attach()).epoch == 1
+    assert (known.epoch, known.kept_epoch) == (2, 1) and opened(medium.attach()).epoch == 1
     medium.capacity = None
+    kept = known.changed()
     await known.keep()
+    assert kept.done() and known.kept_epoch == 2, "whoever waits for it to be on disk is told"
     assert opened(medium.attach()).epoch == 2
+
+
+async def test_a_damaged_map_is_as_good_as_none_and_is_replaced() -> None:
+    medium = ForgettingDisk()
+    disk = medium.attach()
+    await opened(disk).update(map_of(5, n2="h2:2"))
+    for name in [name for name in disk.list("") if name.startswith(PATH)]:
+        disk.remove(name)
+        disk.create(name).append([b"damaged" * 100])
+    known = opened(disk)
+    assert known.damaged and known.epoch == known.kept_epoch == 1
+    await known.update(map_of(6))
+    assert not opened(disk).damaged and opened(disk).epoch == 6
+
+
+async def test_a_node_that_joins_begins_with_no_map() -> None:
+    medium = ForgettingDisk()
+    nothing = meta_pb2.ShardMap(cluster_id=CLUSTER_ID)
+    known = ClusterMap(nothing, Sealed(medium.attach(), PATH), IDENTITY)
+    assert known.epoch == 0 and known.addresses() == {} and known.shard(0) is None
+    await known.update(map_of(3))
+    again = ClusterMap(nothing, Sealed(medium.attach(), PATH), IDENTITY)
+    assert again.epoch == again.kept_epoch == 3 and not again.damaged
