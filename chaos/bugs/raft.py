@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chaos.bugs.patch import Bug, Patch
-from cluster.raft import core, election, follower, heartbeat, output, quorum, read_index, replication
+from cluster.raft import core, election, follower, heartbeat, output, read_index, reconfigure, replication
 from cluster.raft.messages import Message, ReadState
 from cluster.raft.state import HEARTBEAT_REPLY, VOTE_REPLY, State, draw_timeout, send
 from cluster.types import Role
@@ -22,13 +22,15 @@ ORIGINAL_READY = output.ready
 
 
 def _commit_any_term(state: State) -> None:
-    index = quorum.agreed(each.match for each in state.progress.values())
+    index = replication.quorum_match(state)
     if index <= state.commit_index:
         return
     first = state.commit_index < state.term_start <= index
     state.commit_index = index
     if first:
         read_index.term_committed(state)
+    if index >= state.settle_index:
+        reconfigure.go_on(state)
 
 
 def _vote_for_anyone(state: State, message: Message) -> None:
@@ -66,7 +68,7 @@ def _always_merge(state: State, message: Message) -> None:
     """Takes a late or short append for the end of the log."""
     entries = [each for each in message.entries if each.index > state.commit_index]
     if entries:
-        state.log.replace(entries)
+        follower.replace(state, entries)
 
 
 def _heartbeat_commits_all(state: State, message: Message) -> None:

@@ -42,6 +42,13 @@ class Configuration:
         assert self.joint
         return Configuration(self.voters, self.learners, (), self.version)
 
+    def __str__(self) -> str:
+        """As etcd prints it: both majorities, then who counts for nothing."""
+        parts = ["&&".join(_ids(each) for each in (self.voters, self.outgoing) if each or each is self.voters)]
+        parts += [f"learners={_ids(self.learners)}"] if self.learners else []
+        parts += [f"version={self.version}"] if self.version else []
+        return " ".join(parts)
+
     def encode(self) -> bytes:
         """The payload of a CONFIG entry; also kept with the state, as of its applied index."""
         ids = (*self.voters, *self.learners, *self.outgoing)
@@ -59,6 +66,10 @@ class Configuration:
         if form != _FORMAT or len(data) != _COUNTS.size + 8 * len(ids):
             raise ValueError(f"configuration: format {form}, {len(data)} bytes")
         return cls(ids[:voters], ids[voters : voters + learners], ids[voters + learners :], version)
+
+
+def _ids(ids: tuple[int, ...]) -> str:
+    return f"({' '.join(map(str, ids))})"
 
 
 def problem_with_change(old: Configuration, new: Configuration) -> str:

@@ -8,8 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cluster.raft import election, follower, heartbeat, output, read_index, replication, silence, transfer
-from cluster.raft.messages import Entry, Message, NotLeader, Ready, SnapshotPoint
+from cluster.raft import (
+    election,
+    follower,
+    heartbeat,
+    output,
+    read_index,
+    reconfigure,
+    replication,
+    silence,
+    transfer,
+)
+from cluster.raft.configuration import Configuration
+from cluster.raft.messages import ConfigurationRefused, Entry, Message, NotLeader, Ready, SnapshotPoint
+from cluster.raft.progress import ProgressState
 from cluster.raft.settings import RaftSettings
 from cluster.raft.state import (
     APPEND,
@@ -20,6 +32,7 @@ from cluster.raft.state import (
     NEVER,
     PRE_VOTE,
     PRE_VOTE_REPLY,
+    REPLIES,
     SNAPSHOT,
     STAMP_SHIFT,
     TIMEOUT_NOW,
@@ -31,7 +44,7 @@ from cluster.raft.state import (
 )
 from cluster.types import Role
 
-__all__ = ["NotLeader", "RaftCore", "RaftSettings"]
+__all__ = ["ConfigurationRefused", "NotLeader", "RaftCore", "RaftSettings"]
 
 HANDLERS: dict[int, Callable[[State, Message], None]] = {
     PRE_VOTE: election.on_pre_vote,
@@ -72,11 +85,14 @@ class RaftCore(State):
             heartbeat.broadcast_heartbeat(self)
 
     def step(self, message: Message) -> None:
-        """One message of a peer. Those to another replica or from no voter are dropped. AssertionError when it breaks a
-        law of Raft: the replica must stop."""
-        if message.receiver != self.replica or message.sender not in self.peers:
-            return
+        """One message of a peer. Those to another replica are dropped, and replies of one that is no member. What others
+        ask is heard from anyone, since this configuration may be behind (thesis, section 4.1). AssertionError when it breaks
+        a law of Raft: the replica must stop."""
         kind = message.kind
+        if message.receiver != self.replica:
+            return
+        if message.sender not in self.peers and (kind in REPLIES or message.sender == self.replica):
+            return
         if message.term < self.term:
             self._step_stale(message)
             return
@@ -130,6 +146,23 @@ class RaftCore(State):
         self.replicate_due = bool(self.peers)
         return first
 
+    def propose_configuration(self, configuration: Configuration) -> int:
+        """Appends it and returns its index; it is in force from now on, here and where it arrives. The leader leaves a joint
+        one by itself once it is committed. NotLeader or ConfigurationRefused, definitely without effect."""
+        if self.role is not Role.LEADER:
+            raise NotLeader(self.leader)
+        silence.wake(self)
+        return reconfigure.propose(self, configuration)
+
+    def caught_up(self, replica: int) -> bool:
+        """Whether this leader's follower lags no more than one append behind, so that it may become a voter without
+        holding up commits (thesis, section 4.2.1)."""
+        progress = self.progress.get(replica)
+        if progress is None or replica == self.replica:
+            return progress is not None
+        behind = self.log.last_index - progress.match
+        return progress.state is ProgressState.REPLICATE and behind <= self.settings.append_entries_max
+
     def read_index(self, context: int) -> None:
         """Answered by a ReadState of that context in a later Ready. NotLeader."""
         if self.role is not Role.LEADER:
@@ -148,7 +181,7 @@ class RaftCore(State):
         election.campaign(self, force=force)
 
     def transfer_leadership(self, target: int) -> None:
-        """Hands leadership to a voter; given up after an election timeout. NotLeader."""
+        """Hands leadership to another voter; given up after an election timeout. NotLeader."""
         if self.role is not Role.LEADER:
             raise NotLeader(self.leader)
         silence.wake(self)
@@ -190,7 +223,7 @@ class RaftCore(State):
         """Where a snapshot taken now stands: at the applied index."""
         term = self.log.term_at(self.applied_index)
         assert term is not None, "the base never passes the applied index"
-        return SnapshotPoint(self.applied_index, term, self.configuration)
+        return SnapshotPoint(self.applied_index, term, self.configurations.applied)
 
     def wants_snapshot(self, message: Message) -> bool:
         """Whether `step` would install this snapshot now; nothing is changed."""
@@ -217,15 +250,26 @@ class RaftCore(State):
         assert log.base_index <= self.applied_index <= self.applying_index <= self.commit_index <= log.last_index
         assert self.applying_index <= log.persisted_index, "applied before it was fsynced"
         assert log.last_term <= self.term and self.durable_term <= self.handed_term <= self.term
-        assert self.vote == 0 or self.vote in self.configuration.voters
         assert (self.leader == self.replica) == (self.role is Role.LEADER)
         assert self.kept_bytes == log.size_of(log.base_index + 1, self.applied_index + 1)
         assert bool(self.progress) == (self.role is Role.LEADER)
         assert self.progress or not (self.reads or self.early_reads or self.transferring)
-        for voter, progress in self.progress.items():
-            assert progress.match <= log.last_index and progress.acked <= self.stamp, f"{voter}: {progress!r}"
-            assert voter == self.replica or progress.match < progress.next <= log.last_index + 1, (
-                f"{voter}: {progress!r}"
-            )
-        if self.progress:
-            assert self.progress[self.replica].match == log.persisted_index, "a leader acknowledges what it fsynced"
+        above = map(log.entry_at, range(self.applied_index + 1, log.last_index + 1))
+        self.configurations.check_invariants(above, self.applied_index)
+        assert (self.configuration_index, self.configuration) == self.configurations.last
+        assert self.peers == tuple(each for each in self.configuration.members if each != self.replica)
+        if self.role is Role.LEADER:
+            self._check_progress()
+
+    def _check_progress(self) -> None:
+        log = self.log
+        assert tuple(self.progress) == self.configuration.members
+        waits = self.configuration.joint and self.transferring
+        assert self.commit_index < self.settle_index or waits, "what is committed is moved on"
+        for member, progress in self.progress.items():
+            assert progress.match <= log.last_index, f"{member}: {progress!r}"
+            if member == self.replica:
+                assert progress.match == log.persisted_index, "a leader acknowledges what it fsynced"
+            else:
+                assert progress.match < progress.next <= log.last_index + 1, f"{member}: {progress!r}"
+                assert progress.acked <= self.stamp, f"{member}: {progress!r}"

@@ -33,9 +33,18 @@ def promised(state: State, candidate: int) -> bool:
     return state.heard_elapsed < state.settings.election_ticks_min and candidate != state.leader
 
 
+def may_campaign(state: State) -> bool:
+    """A voter, or one whose removal is not known to be committed: others may need its vote still, and cannot get it while
+    their logs lack that very entry (thesis, section 4.2.2). It does not count itself then."""
+    if state.configuration.votes(state.replica):
+        return True
+    before = state.configurations.before_last
+    return before is not None and state.configuration_index > state.commit_index and before.votes(state.replica)
+
+
 def campaign(state: State, *, force: bool) -> None:
-    """Starts a pre-election, or with `force` an election, unless this replica leads or has promised not to."""
-    if state.role is Role.LEADER or promised(state, state.replica):
+    """Starts a pre-election, or with `force` an election, unless this replica leads, has promised not to or may not."""
+    if state.role is Role.LEADER or promised(state, state.replica) or not may_campaign(state):
         return
     if force:
         _elect(state, transfer=False)
@@ -50,7 +59,10 @@ def tick_election(state: State, ticks: int) -> None:
     state.election_elapsed += ticks
     if state.election_elapsed >= state.election_timeout:
         assert state.heard_elapsed >= state.settings.election_ticks_min
-        _pre_elect(state)
+        if may_campaign(state):
+            _pre_elect(state)
+        else:
+            become_follower(state, state.term, 0)
 
 
 def leader_unreachable(state: State) -> None:
@@ -82,13 +94,13 @@ def _count(state: State, voter: int, granted: bool) -> None:
     """The own vote counts at once: a real vote is durable before any request for another one leaves."""
     votes = state.votes
     votes.setdefault(voter, granted)
-    voters = len(state.configuration.voters)
-    if quorum.won(votes, voters):
+    majorities = [each for each in (state.configuration.voters, state.configuration.outgoing) if each]
+    if all(quorum.won(votes, voters) for voters in majorities):
         if state.role is Role.PRE_CANDIDATE:
             _elect(state, transfer=False)
         else:
             become_leader(state)
-    elif quorum.lost(votes, voters):
+    elif any(quorum.lost(votes, voters) for voters in majorities):
         become_follower(state, state.term, 0)
 
 
@@ -128,7 +140,10 @@ def on_vote_reply(state: State, message: Message) -> None:
 
 
 def on_timeout_now(state: State, message: Message) -> None:
-    """The leader hands over (thesis, section 3.10): no pre-vote, and no promise stands in the way."""
+    """The leader hands over (thesis, section 3.10): no pre-vote, and no promise stands in the way. A late copy may find
+    one that was removed since."""
     assert message.kind == TIMEOUT_NOW and state.role is not Role.LEADER
+    if not may_campaign(state):
+        return
     state.heard_elapsed = NEVER
     _elect(state, transfer=True)

@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
-from cluster.raft.messages import Message, SnapshotPoint
-from cluster.raft.state import APPEND_REPLY, HEARTBEAT_REPLY, State, become_follower, draw_timeout, send
+from cluster.raft.configurations import CONFIG, Configurations
+from cluster.raft.messages import Entry, Message, SnapshotPoint
+from cluster.raft.state import (
+    APPEND_REPLY,
+    HEARTBEAT_REPLY,
+    State,
+    become_follower,
+    draw_timeout,
+    send,
+    take_effect,
+)
 from cluster.types import Role
 
 
@@ -35,6 +44,11 @@ def on_append(state: State, message: Message) -> None:
     last_new = previous + len(entries)
     if previous == log.last_index:
         log.append(entries)
+        for entry in entries:
+            if entry.kind == CONFIG:
+                state.configurations.appended(entries)
+                take_effect(state)
+                break
     else:
         _merge(state, message)
     commit = min(message.commit, last_new)
@@ -50,8 +64,16 @@ def _merge(state: State, message: Message) -> None:
     for position, entry in enumerate(entries):
         if log.term_at(entry.index) != entry.term:
             assert entry.index > state.commit_index, f"{message!r} would replace committed entries of {log!r}"
-            log.replace(entries[position:])
+            replace(state, entries[position:])
             return
+
+
+def replace(state: State, entries: list[Entry]) -> None:
+    """Whatever stands from the first entry's index on goes, a configuration too (thesis, section 4.1)."""
+    state.log.replace(entries)
+    went = state.configurations.replaced(entries[0].index)
+    if state.configurations.appended(entries) or went:
+        take_effect(state)
 
 
 def _accept(state: State, message: Message, index: int) -> None:
@@ -94,7 +116,7 @@ def on_heartbeat(state: State, message: Message) -> None:
 
 def wants_snapshot(state: State, message: Message) -> bool:
     """Whether the snapshot would be installed: it is of a current leader and holds what the log does not."""
-    if message.receiver != state.replica or message.sender not in state.peers or message.term < state.term:
+    if message.receiver != state.replica or message.sender == state.replica or message.term < state.term:
         return False
     return message.index > state.commit_index and state.log.term_at(message.index) != message.log_term
 
@@ -108,7 +130,10 @@ def on_snapshot(state: State, message: Message) -> None:
         state.log.reset(index, message.log_term)
         state.commit_index = state.applied_index = state.applying_index = index
         state.kept_bytes = 0
-        state.snapshot = SnapshotPoint(index, message.log_term, state.configuration)
+        assert message.configuration is not None, f"{message!r} does not say who votes"
+        state.configurations = Configurations(message.configuration)
+        take_effect(state)
+        state.snapshot = SnapshotPoint(index, message.log_term, message.configuration)
     elif index > state.commit_index:
         state.commit_index = index
     _accept(state, message, state.commit_index)

@@ -47,10 +47,12 @@ def send_round(state: State) -> None:
 
 
 def quorum_stamp(state: State) -> int:
-    """Messages sent at this stamp or later were answered by a quorum; the leader answers itself."""
-    own = state.stamp
-    replica = state.replica
-    return quorum.agreed(own if voter == replica else each.acked for voter, each in state.progress.items())
+    """Messages sent at this stamp or later were answered by a quorum, in a joint configuration one of each list. The leader
+    answers itself if it votes."""
+    stamp = min(state.stamp, quorum.agreed([each.acked for each in state.voter_progress]))
+    if state.outgoing_progress:
+        return min(stamp, quorum.agreed([each.acked for each in state.outgoing_progress]))
+    return stamp
 
 
 def check_quorum(state: State, ticks: int) -> bool:

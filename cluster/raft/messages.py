@@ -5,6 +5,7 @@ Names follow the thesis (Ongaro 2014); the split of outgoing messages into "now"
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -27,7 +28,13 @@ class Entry:
         self.parsed = parsed
 
     def __repr__(self) -> str:
-        return f"{self.index}/{self.term} {EntryKind(self.kind).name} {self.payload!r}"
+        return f"{self.index}/{self.term} {EntryKind(self.kind).name} {self._readable()}"
+
+    def _readable(self) -> str:
+        if self.kind == EntryKind.CONFIG:
+            with suppress(ValueError):
+                return str(Configuration.decode(self.payload))
+        return repr(self.payload)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Entry) and (self.index, self.term, self.kind, self.payload) == (
@@ -59,10 +66,9 @@ class Message:
     APPEND: `index`/`log_term` precede the entries. APPEND_REPLY: `index` is the last index known to match, or with
     `reject` the index refused, and `hint_index`/`hint_term` say where to go on. VOTE: `index`/`log_term` of the
     candidate's last entry, `flag` for a leadership transfer. HEARTBEAT: `commit` (never above what the receiver is known
-    to hold), `flag`: the leader falls silent. SNAPSHOT: `index`/`log_term` of the snapshot,
-    and the `configuration` at that index. `hint_index` of APPEND and
-    HEARTBEAT: who has applied it holds all that was acknowledged when it was sent; `context` is the leader's stamp of
-    sending, which the reply gives back: it confirms reads and carries the lease.
+    to hold), `flag`: the leader falls silent. SNAPSHOT: `index`/`log_term` of the snapshot, and the `configuration` at that
+    index. `hint_index` of APPEND and HEARTBEAT: who has applied it holds all that was acknowledged when it was sent;
+    `context` is the leader's stamp of sending, which the reply gives back: it confirms reads and carries the lease.
     """
 
     __slots__ = (
@@ -123,7 +129,7 @@ class Message:
             + [f for f in fields if not f.endswith("=0")]
             + (["reject"] if self.reject else [])
             + (["flag"] if self.flag else [])
-            + ([f"{self.configuration}"] if self.configuration is not None else [])
+            + ([f"configuration={self.configuration}"] if self.configuration is not None else [])
             + ([f"entries={self.entries}"] if self.entries else [])
         )
 
@@ -139,7 +145,7 @@ class HardState:
 
 @dataclass(slots=True)
 class SnapshotPoint:
-    """Where a snapshot stands."""
+    """Where a snapshot stands, and the configuration in force there."""
 
     index: int
     term: int
@@ -152,6 +158,10 @@ class ReadState:
 
     context: int
     index: int
+
+
+class ConfigurationRefused(Exception):
+    """This leader may not make that change now; why, in words. Surely without effect."""
 
 
 class NotLeader(Exception):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.raft import heartbeat, replication
+from cluster.raft import appends, heartbeat, replication
 from cluster.raft.messages import HardState, Ready
 from cluster.raft.state import State
 from cluster.types import Role
@@ -28,7 +28,7 @@ def ready(state: State) -> Ready:
     """Takes everything out. What is handed to the driver counts as durable only after `persisted`."""
     if state.role is Role.LEADER:
         if state.replicate_due:
-            replication.replicate(state)
+            appends.replicate(state)
         if state.round_due:
             heartbeat.send_round(state)
     result = Ready()
@@ -83,8 +83,8 @@ def persisted(state: State, index: int, term: int) -> None:
         return
     log.persisted_index = index
     if state.role is Role.LEADER:
-        progress = state.progress[state.replica]
-        if progress.accepted(index):
+        own = state.progress.get(state.replica)
+        if own is not None and own.accepted(index):
             replication.maybe_commit(state)
 
 
@@ -95,6 +95,8 @@ def applied(state: State, index: int) -> None:
     assert index <= state.applying_index, f"applied {index}, but only {state.applying_index} was handed out"
     state.kept_bytes += state.log.size_of(state.applied_index + 1, index + 1)
     state.applied_index = index
+    if len(state.configurations.stack) > 1:
+        state.configurations.forget(index)
 
 
 def compact(state: State, index: int) -> None:

@@ -1,8 +1,8 @@
-"""Majorities of the voters (Raft paper, section 5.2 and 5.3)."""
+"""Majorities of the voters (Raft paper, section 5.2 and 5.3). In a joint configuration both lists are asked (section 6)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 
 def majority(voters: int) -> int:
@@ -16,10 +16,11 @@ def agreed(values: Iterable[int]) -> int:
     return ordered[len(ordered) // 2]
 
 
-def won(votes: Mapping[int, bool], voters: int) -> bool:
-    return sum(votes.values()) >= majority(voters)
+def won(votes: Mapping[int, bool], voters: Sequence[int]) -> bool:
+    """Votes of others do not count."""
+    return sum(votes.get(voter, False) for voter in voters) >= majority(len(voters))
 
 
-def lost(votes: Mapping[int, bool], voters: int) -> bool:
+def lost(votes: Mapping[int, bool], voters: Sequence[int]) -> bool:
     """So many refused that the rest cannot make a quorum."""
-    return voters - (len(votes) - sum(votes.values())) < majority(voters)
+    return sum(votes.get(voter, True) for voter in voters) < majority(len(voters))

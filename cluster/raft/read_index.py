@@ -21,7 +21,7 @@ def queue(state: State, context: int) -> None:
 
 def _start(state: State, context: int) -> None:
     read = ReadState(context, state.commit_index)
-    if state.peers:
+    if not state.alone:
         # Whatever carries this stamp has not left yet: the stamp moves on whenever messages leave.
         state.reads.append((state.stamp, read))
         state.round_due = True
@@ -50,7 +50,7 @@ def lease_read_index(state: State) -> int | None:
         return None
     if state.silent or state.transferring or state.transfer_sent:
         return None
-    if state.peers:
+    if not state.alone:
         stamp = heartbeat.quorum_stamp(state)
         # The current tick has begun, so it counts in full.
         age = state.clock - (stamp >> STAMP_SHIFT) + 1

@@ -1,87 +1,12 @@
-"""The leader's side of replication (paper, section 5.3): appends inside each follower's window, and the commit.
-
-Appends are made when the driver takes the Ready, so that everything proposed since the last one travels together.
-"""
+"""The leader's side of replication (paper, section 5.3): what the followers' answers say, and the commit."""
 
 from __future__ import annotations
 
-from cluster.raft import heartbeat, quorum, read_index, transfer
+from cluster.raft import quorum, read_index, reconfigure, transfer
 from cluster.raft.messages import Message
 from cluster.raft.progress import Progress, ProgressState
-from cluster.raft.state import APPEND, SNAPSHOT, STAMP_SHIFT, State, send_as_leader
+from cluster.raft.state import State
 from cluster.types import Role
-
-
-def replicate(state: State) -> None:
-    """Sends each follower what its window allows."""
-    state.replicate_due = False
-    last = state.log.last_index
-    for peer in state.peers:
-        progress = state.progress[peer]
-        if progress.state is ProgressState.REPLICATE:
-            while progress.next <= last and _window_open(state, progress):
-                if not _send_append(state, peer, progress):
-                    break
-        elif progress.state is ProgressState.PROBE and not progress.paused and progress.match < last:
-            progress.paused = True
-            _send_append(state, peer, progress)
-
-
-def _window_open(state: State, progress: Progress) -> bool:
-    settings = state.settings
-    return (
-        len(progress.inflight) < settings.inflight_messages_max
-        and progress.inflight_bytes < settings.inflight_bytes_max
-    )
-
-
-def _send_append(state: State, peer: int, progress: Progress) -> bool:
-    """One append, or a snapshot when the log no longer reaches back far enough. False when no more may follow."""
-    log = state.log
-    settings = state.settings
-    previous = progress.next - 1
-    term = log.term_at(previous)
-    if term is None:
-        _send_snapshot(state, peer, progress)
-        return False
-    entries = []
-    if progress.next <= log.last_index:
-        entries = log.slice(progress.next, log.last_index + 1, settings.append_bytes_max, settings.append_entries_max)
-    message = Message(
-        APPEND,
-        state.replica,
-        peer,
-        state.term,
-        previous,
-        term,
-        state.commit_index,
-        entries,
-        hint_index=heartbeat.owed_index(state),
-        context=state.stamp,
-    )
-    send_as_leader(state, message)
-    progress.sent = progress.appended = state.stamp
-    state.stamp_used = True
-    if entries and progress.state is ProgressState.REPLICATE:
-        size = 0
-        for entry in entries:
-            size += len(entry.payload)
-        progress.sent_append(entries[-1].index, size)
-    return True
-
-
-def _send_snapshot(state: State, peer: int, progress: Progress) -> None:
-    """Asks the driver to stream the state, if the follower answered lately."""
-    if (progress.acked >> STAMP_SHIFT) + state.settings.election_ticks_min < state.clock or not progress.acked:
-        progress.become_probe(progress.next)
-        progress.paused = True
-        progress.appended = state.stamp
-        return
-    index = state.applied_index
-    term = state.log.term_at(index)
-    assert term is not None, "the base never passes the applied index"
-    progress.become_snapshot(index)
-    send_as_leader(state, Message(SNAPSHOT, state.replica, peer, state.term, index, term))
 
 
 def acknowledged(state: State, progress: Progress, stamp: int) -> None:
@@ -111,6 +36,8 @@ def on_append_reply(state: State, message: Message) -> None:
         progress.become_replicate()
     if news:
         maybe_commit(state)
+        if state.role is not Role.LEADER:
+            return  # that committed the configuration without it
         if state.transferring == message.sender:
             transfer.hand_over(state)
     if progress.next <= state.log.last_index:
@@ -142,9 +69,17 @@ def on_heartbeat_reply(state: State, message: Message) -> None:
         state.replicate_due = True
 
 
+def quorum_match(state: State) -> int:
+    """The highest index that a quorum holds, in a joint configuration one of each list (paper, section 6)."""
+    index = quorum.agreed([each.match for each in state.voter_progress])
+    if state.outgoing_progress:
+        return min(index, quorum.agreed([each.match for each in state.outgoing_progress]))
+    return index
+
+
 def maybe_commit(state: State) -> None:
     """Counts replicas for entries of the own term only (paper, section 5.4.2, figure 8)."""
-    index = quorum.agreed(each.match for each in state.progress.values())
+    index = quorum_match(state)
     if index <= state.commit_index or index < state.term_start:
         return
     assert state.log.term_at(index) == state.term
@@ -152,6 +87,8 @@ def maybe_commit(state: State) -> None:
     state.commit_index = index
     if first:
         read_index.term_committed(state)
+    if index >= state.settle_index:
+        reconfigure.go_on(state)
 
 
 def lost_in_flight(state: State, replica: int) -> None:
@@ -166,8 +103,8 @@ def lost_in_flight(state: State, replica: int) -> None:
 
 def snapshot_finished(state: State, replica: int, index: int, ok: bool) -> None:
     """Whatever the driver reports, the follower's next answer decides: it is probed after its next heartbeat reply."""
-    progress = state.progress[replica]
-    if progress.state is not ProgressState.SNAPSHOT:
+    progress = state.progress.get(replica)
+    if progress is None or progress.state is not ProgressState.SNAPSHOT:
         return
     progress.become_probe(index + 1 if ok else 0)
     progress.paused = True

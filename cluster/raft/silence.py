@@ -1,6 +1,6 @@
 """Silence: a shard with nothing to do stops ticking, and heartbeats between nodes speak for it (architecture, pump).
 
-A leader falls silent when every voter holds, and by the last heartbeat knows committed, all it has, and answered one of
+A leader falls silent when every member holds, and by the last heartbeat knows committed, all it has, and answered one of
 the last two heartbeats: whom it cannot reach it keeps asking, so that check-quorum works. That may fail: the heartbeat
 may be lost, or an old one put a follower to sleep that misses newer entries. Both are safe, since silence only
 stops a timer, and any other message wakes.
@@ -18,10 +18,7 @@ def idle(state: State) -> bool:
     if not state.commit_index == state.applied_index == last or state.transferring or state.reads or state.early_reads:
         return False
     recent = max(0, state.clock - 2 * state.settings.heartbeat_ticks) << STAMP_SHIFT
-    for voter, progress in state.progress.items():
-        if progress.match != last or (voter != state.replica and progress.acked < recent):
-            return False
-    return True
+    return all(each.match == last and each.acked >= recent for each in state.progress.values())
 
 
 def tick(state: State, ticks: int) -> None:

@@ -9,6 +9,7 @@ from collections import deque
 
 from cluster.ports import Random
 from cluster.raft.configuration import Configuration
+from cluster.raft.configurations import Configurations
 from cluster.raft.log import RaftLog
 from cluster.raft.messages import (
     Entry,
@@ -34,6 +35,7 @@ HEARTBEAT_REPLY = int(MessageKind.HEARTBEAT_REPLY)
 SNAPSHOT = int(MessageKind.SNAPSHOT)
 TIMEOUT_NOW = int(MessageKind.TIMEOUT_NOW)
 FROM_LEADER = frozenset((APPEND, HEARTBEAT, SNAPSHOT, TIMEOUT_NOW))
+REPLIES = frozenset((PRE_VOTE_REPLY, VOTE_REPLY, APPEND_REPLY, HEARTBEAT_REPLY))
 
 STAMP_SHIFT = 20  # a stamp is the leader's tick, then a number that grows whenever stamped messages leave
 NEVER = 1 << 62
@@ -41,11 +43,15 @@ NEVER = 1 << 62
 
 class State:
     __slots__ = (
+        "alone",
         "applied_index",
         "applying_index",
         "clock",
         "commit_index",
         "configuration",
+        "configuration_index",
+        "configurations",
+        "departed",
         "durable_term",
         "early_reads",
         "election_elapsed",
@@ -62,6 +68,7 @@ class State:
         "log",
         "messages_after",
         "messages_now",
+        "outgoing_progress",
         "peers",
         "progress",
         "quorum_floor",
@@ -73,6 +80,7 @@ class State:
         "role",
         "round_due",
         "settings",
+        "settle_index",
         "silent",
         "snapshot",
         "stamp",
@@ -83,6 +91,7 @@ class State:
         "transfer_sent",
         "transferring",
         "vote",
+        "voter_progress",
         "votes",
     )
 
@@ -97,14 +106,11 @@ class State:
         settings: RaftSettings,
         random: Random,
     ) -> None:
-        assert replica in configuration.voters, f"replica {replica} is no voter of {configuration}"
-        assert len(set(configuration.voters)) == len(configuration.voters) and 0 not in configuration.voters
+        assert replica != 0
         assert log.base_index <= applied_index <= log.last_index, f"applied {applied_index} lies outside of {log!r}"
         assert hard_state.commit <= log.last_index, f"committed {hard_state.commit} was lost from {log!r}"
         assert log.last_term <= hard_state.term, f"term {hard_state.term} is behind {log!r}"
         self.replica = replica
-        self.configuration = configuration
-        self.peers = tuple(voter for voter in configuration.voters if voter != replica)
         self.settings = settings
         self.random = random
         # Durable state (paper, figure 2), and what of it was handed to the driver.
@@ -127,7 +133,11 @@ class State:
         self.heard_elapsed = 0 if hard_state.term else NEVER
         self.election_timeout = 0
         # Leader.
-        self.progress: dict[int, Progress] = {}
+        self.progress: dict[int, Progress] = {}  # of every member, also of itself
+        self.voter_progress: list[Progress] = []  # those that count, and those of outgoing voters
+        self.outgoing_progress: list[Progress] = []
+        self.departed: list[tuple[int, Progress]] = []  # are still told of the change that removed them
+        self.settle_index = NEVER  # once this index is committed the leader moves the configuration on
         self.clock = 0
         self.stamp = 0
         self.stamp_used = False
@@ -148,7 +158,43 @@ class State:
         self.messages_after: list[Message] = []
         self.read_states: list[ReadState] = []
         self.snapshot: SnapshotPoint | None = None
+        # Who votes and who follows.
+        self.configuration = configuration
+        self.configuration_index = 0  # of its entry
+        self.peers: tuple[int, ...] = ()  # the other members
+        self.alone = False
+        self.configurations = Configurations(configuration)
+        self.configurations.appended(map(log.entry_at, range(applied_index + 1, log.last_index + 1)))
+        take_effect(self)
         draw_timeout(self)
+
+
+def take_effect(state: State) -> None:
+    """The last configuration of the log is in force, committed or not (thesis, section 4.1)."""
+    state.configuration_index, configuration = state.configurations.last
+    state.configuration = configuration
+    replica = state.replica
+    state.peers = tuple(member for member in configuration.members if member != replica)
+    # Every majority consists of this replica, so there is nobody to ask.
+    state.alone = configuration.voters == (replica,) and configuration.outgoing in ((), (replica,))
+    if state.role is Role.LEADER:
+        follow_members(state)
+
+
+def follow_members(state: State) -> None:
+    """Who stays keeps its progress; who comes is asked where its log ends."""
+    configuration = state.configuration
+    known = state.progress
+    next_index = state.log.last_index + 1
+    state.progress = {member: known.get(member) or Progress(next_index) for member in configuration.members}
+    state.voter_progress = [state.progress[voter] for voter in configuration.voters]
+    state.outgoing_progress = [state.progress[voter] for voter in configuration.outgoing]
+    stays = (*configuration.members, state.replica)
+    state.departed += [(member, progress) for member, progress in known.items() if member not in stays]
+    if configuration.joint or state.departed or not configuration.votes(state.replica):
+        state.settle_index = max(state.configuration_index, state.term_start)
+    else:
+        state.settle_index = NEVER
 
 
 def draw_timeout(state: State) -> None:
@@ -214,19 +260,25 @@ def become_leader(state: State) -> None:
     state.role = Role.LEADER
     state.leader = state.replica
     state.votes.clear()
-    state.progress = {voter: Progress(log.last_index + 1) for voter in state.configuration.voters}
-    state.progress[state.replica].match = log.persisted_index
+    state.term_start = log.last_index + 1
+    follow_members(state)
+    if own := state.progress.get(state.replica):
+        own.match = log.persisted_index
+        own.acked = NEVER  # whatever it sends, it has answered
     state.lease_floor = state.stamp = max(state.stamp + 1, state.clock << STAMP_SHIFT)
     state.quorum_floor = state.clock
     state.heartbeat_elapsed = state.idle_elapsed = 0
     assert not state.reads and not state.early_reads and not state.transferring
-    state.term_start = log.last_index + 1
     log.append([Entry(state.term_start, state.term, EntryKind.EMPTY, b"")])
     state.replicate_due = True
 
 
 def leave_leadership(state: State) -> None:
     state.progress = {}
+    state.voter_progress = []
+    state.outgoing_progress = []
+    state.departed = []
+    state.settle_index = NEVER
     state.term_start = NEVER
     state.replicate_due = state.round_due = False
     state.transferring = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.raft import reconfigure
 from cluster.raft.messages import Message
 from cluster.raft.state import TIMEOUT_NOW, State, send_as_leader
 
@@ -27,8 +28,10 @@ def hand_over(state: State) -> None:
 
 
 def tick(state: State, ticks: int) -> None:
-    """Gives up after an election timeout, so that proposals are taken again."""
+    """Gives up after an election timeout, so that proposals are taken again, and a joint configuration is left."""
     if state.transferring:
         state.transfer_elapsed += ticks
         if state.transfer_elapsed >= state.settings.election_ticks_min:
             state.transferring = 0
+            if state.commit_index >= state.settle_index:
+                reconfigure.go_on(state)

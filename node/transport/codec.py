@@ -11,7 +11,8 @@ from cluster.raft.messages import Entry, Message
 from proto.gen import peer_pb2
 
 FIELDS_BYTES_MAX = 128
-"""No RaftMessage without entries and configuration is longer, its length prefix included: nine 64-bit and two 32-bit numbers, two flags."""
+"""No RaftMessage without entries and configuration is longer, its length prefix included: nine 64-bit and two 32-bit
+numbers, two flags."""
 ENTRY_BYTES_MAX = 32
 """No RaftEntry is longer than this and its payload, both length prefixes included."""
 

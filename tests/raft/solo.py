@@ -45,6 +45,8 @@ class Solo:
         )
 
     def message(self, kind: MessageKind, sender: int = 2, term: int = 0, **fields: object) -> Message:
+        if kind == MessageKind.SNAPSHOT:
+            fields.setdefault("configuration", self.core.configuration)
         return Message(kind, sender, 1, term or self.core.term, **fields)  # type: ignore[arg-type]
 
     def step(self, kind: MessageKind, sender: int = 2, term: int = 0, **fields: object) -> list[Message]:
