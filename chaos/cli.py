@@ -61,7 +61,7 @@ async def _run_kill(
     nodes: int, replicas: int, shards: int, duration: str, seed: int | None, out: Path | None, output: Output
 ) -> int:
     from chaos import experiment, report
-    from cluster.local.layout import check_settings
+    from cluster.local.cluster_file import check_settings
 
     check_settings(nodes, replicas, shards, [])
     chosen = seed if seed is not None else experiment.draw_seed()

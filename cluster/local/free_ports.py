@@ -13,7 +13,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from cluster.errors import Code, TenfoldError
-from cluster.local.layout import HOST
+from cluster.local.cluster_file import HOST
 
 LOWEST = 10_000
 EPHEMERAL_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")

@@ -19,8 +19,9 @@ import psutil
 
 from cluster.errors import Code, TenfoldError, invalid
 from cluster.local import process as processes
+from cluster.local.cluster_file import ClusterFile
 from cluster.local.free_ports import free_ports, is_free
-from cluster.local.layout import ClusterFile, Layout
+from cluster.local.layout import Layout
 from cluster.local.lock import directory_lock
 
 POLL_S = 0.02
@@ -132,15 +133,15 @@ class Launcher:
     def _assign_ports(self, down: Sequence[str], base_port: int | None, keep: Collection[str]) -> None:
         cluster = self.cluster
         if base_port is not None:
-            for position, entry in enumerate(cluster.nodes):
+            for entry in cluster.nodes:
                 if entry.node in down:
-                    entry.port = base_port + position
-                elif entry.port != base_port + position and entry.node not in keep:
+                    entry.port = base_port + entry.number - 1
+                elif entry.port != base_port + entry.number - 1 and entry.node not in keep:
                     raise invalid("base_port", f"{entry.node} runs on port {entry.port} already")
         taken = [cluster.entry(node) for node in down if not is_free(cluster.entry(node).port)]
         if taken and base_port is not None:
             raise TenfoldError(Code.UNAVAILABLE, f"base_port: port {taken[0].port} of {taken[0].node} is taken")
-        for entry, port in zip(taken, free_ports(len(taken), [each.port for each in cluster.nodes]), strict=True):
+        for entry, port in zip(taken, free_ports(len(taken), cluster.ports), strict=True):
             entry.port = port
         self.layout.write(cluster, keep)
 

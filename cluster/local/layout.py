@@ -1,6 +1,6 @@
 """The directory of a local cluster.
 
-    DIR/cluster.json        what was decided at birth, and each node's port
+    DIR/cluster.json        what was decided at birth, and the nodes there are (cluster_file.py)
     DIR/lock                flock: one command at a time starts or stops nodes here
     DIR/<node>/node.json    what the node needs to know (node/config.py reads it)
     DIR/<node>/incarnation  written by the node before it first serves: it has lived
@@ -14,57 +14,19 @@ purge removes what this layout names and nothing else.
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import shutil
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from cluster.errors import Code, TenfoldError, invalid
-from cluster.limits import DEFAULT
+from cluster.local.cluster_file import FOLDER, FORMAT, ClusterFile, NodeEntry
 from cluster.types import node_name
 
-FORMAT = 1
-HOST = "127.0.0.1"
-_FOLDER = re.compile(r"n[1-9][0-9]?")  # what new_cluster names its nodes
-
-
-class NodeEntry(msgspec.Struct, forbid_unknown_fields=True):
-    """`born`: the node has listened once, so it may have voted; an empty directory of its is one that lost its data."""
-
-    node: str
-    zone: str
-    port: int
-    born: bool = False
-
-    @property
-    def address(self) -> str:
-        return f"{HOST}:{self.port}"
-
-
-class ClusterFile(msgspec.Struct, forbid_unknown_fields=True):
-    """cluster.json. `shards` counts the data shards."""
-
-    format: int
-    cluster_id: str
-    shards: int
-    replication_factor: int
-    nodes: list[NodeEntry]
-
-    @property
-    def names(self) -> list[str]:
-        return [entry.node for entry in self.nodes]
-
-    def entry(self, node: str) -> NodeEntry:
-        """TenfoldError InvalidArgument, listing the nodes, if there is no such one."""
-        for each in self.nodes:
-            if each.node == node:
-                return each
-        raise invalid("node", f"{node!r} is not in this cluster; its nodes are {', '.join(self.names)}")
+NODE_FORMAT = 1  # of node.json
 
 
 class RunFile(msgspec.Struct):
@@ -73,34 +35,6 @@ class RunFile(msgspec.Struct):
     pid: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
     address: str
     incarnation: int
-
-
-def new_cluster(nodes: int, replicas: int, shards: int, zones: Sequence[str], ports: Sequence[int]) -> ClusterFile:
-    """A cluster not born yet, with a fresh id; zones are dealt out in turn. TenfoldError InvalidArgument."""
-    check_settings(nodes, replicas, shards, zones)
-    entries = [
-        NodeEntry(node=f"n{i + 1}", zone=zones[i % len(zones)] if zones else "", port=port)
-        for i, port in enumerate(ports)
-    ]
-    assert len(entries) == nodes, "every node has a port"
-    return ClusterFile(FORMAT, secrets.token_hex(16), shards, replicas, entries)
-
-
-def check_settings(nodes: int, replicas: int, shards: int, zones: Sequence[str]) -> None:
-    """TenfoldError InvalidArgument names the setting that makes no sense and its bound."""
-    if not 1 <= nodes <= DEFAULT.nodes_max:
-        raise invalid("nodes", f"{nodes} is not in 1..{DEFAULT.nodes_max}")
-    if not 1 <= shards <= DEFAULT.shards_max:
-        raise invalid("shards", f"{shards} is not in 1..{DEFAULT.shards_max}")
-    if replicas < 1:
-        raise invalid("replicas", f"{replicas} is not positive")
-    if replicas > nodes:
-        raise invalid("replicas", f"{replicas} replicas need as many nodes, and there are {nodes}")
-    for zone in zones:
-        try:
-            node_name(zone)
-        except ValueError:
-            raise invalid("zones", f"{zone!r} is not a name of lower-case letters, digits and hyphens") from None
 
 
 class Layout:
@@ -144,11 +78,7 @@ class Layout:
             if isinstance(number, int) and number > FORMAT:
                 raise invalid("dir", f"{self.cluster_path} has format {number}, newer than this program's {FORMAT}")
             cluster = msgspec.json.decode(text, type=ClusterFile)
-            if len(bytes.fromhex(cluster.cluster_id)) != 16:
-                raise ValueError("cluster_id: must be 16 bytes in hexadecimal")
-            check_settings(len(cluster.nodes), cluster.replication_factor, cluster.shards, [])
-            if len({node_name(name) for name in cluster.names}) < len(cluster.nodes):
-                raise ValueError("nodes: two have the same name")
+            cluster.check()
         except (msgspec.DecodeError, ValueError) as error:
             raise invalid("dir", f"{self.cluster_path}: {error}") from None
         return cluster
@@ -166,7 +96,7 @@ class Layout:
     def check_vacant(self) -> None:
         """TenfoldError InvalidArgument if there is data of nodes here; for a directory without cluster.json."""
         for directory in sorted(self.root.glob("n*")):
-            if _FOLDER.fullmatch(directory.name) and directory.is_dir():
+            if FOLDER.fullmatch(directory.name) and directory.is_dir():
                 found = sorted({path.name for path in directory.iterdir()} - {"node.json"})
                 if found:
                     raise invalid(
@@ -187,8 +117,9 @@ class Layout:
 
     def _newer(self, node: str) -> str:
         number = self._told(node).get("format")
-        if isinstance(number, int) and number > FORMAT:
-            return f"{self.node_directory(node) / 'node.json'} has format {number}, newer than this program's {FORMAT}"
+        if isinstance(number, int) and number > NODE_FORMAT:
+            path = self.node_directory(node) / "node.json"
+            return f"{path} has format {number}, newer than this program's {NODE_FORMAT}"
         return ""
 
     def _told(self, node: str) -> dict[str, object]:
@@ -205,27 +136,16 @@ class Layout:
     def write(self, cluster: ClusterFile, keep: Collection[str] = ()) -> None:
         """Makes every node.json but those of `keep`, then cluster.json, say what `cluster` says; each file that differs is
         replaced as a whole and durable. Doing it again mends a write that was interrupted."""
-        members = [{"node": each.node, "address": each.address, "zone": each.zone} for each in cluster.nodes]
         for entry in cluster.nodes:
             if entry.node in keep:
                 continue
             self.node_directory(entry.node).mkdir(parents=True, exist_ok=True)
-            birth = {
-                "format": FORMAT,
-                "cluster_id": cluster.cluster_id,
-                "node": entry.node,
-                "address": entry.address,
-                "zone": entry.zone,
-                "shards": cluster.shards,
-                "replication_factor": cluster.replication_factor,
-                "members": members,
-                "born": entry.born,
-            }
-            _replace(self.node_directory(entry.node) / "node.json", msgspec.json.encode(birth))
+            _replace(self.node_directory(entry.node) / "node.json", msgspec.json.encode(_node_file(cluster, entry)))
         self.write_cluster(cluster)
 
     def write_cluster(self, cluster: ClusterFile) -> None:
         """cluster.json alone, as `write` does it; the next `write` brings each node.json up to it."""
+        cluster.format = FORMAT
         _replace(self.cluster_path, msgspec.json.format(msgspec.json.encode(cluster)))
 
     def read_run(self, node: str) -> RunFile | None:
@@ -277,19 +197,44 @@ class Layout:
         whole, _, rest = content.rpartition(b"\n")
         return whole.decode(errors="replace").split("\n") if whole else [], end - len(rest)
 
+    def remove_folder(self, node: str) -> None:
+        """The node's data, log and all, if there is any."""
+        if self.node_directory(node).is_dir():
+            shutil.rmtree(self.node_directory(node))
+
     def purge(self) -> list[str]:
         """Removes the cluster; the names of what else was found in the directory and stays."""
         cluster = self.read()
-        for node in cluster.names:
-            shutil.rmtree(self.node_directory(node), ignore_errors=False) if self.node_directory(
-                node
-            ).exists() else None
+        for entry in [*cluster.nodes, *cluster.removed]:
+            self.remove_folder(entry.node)
         self.cluster_path.unlink()
         self.lock_path.unlink(missing_ok=True)
         left = sorted(path.name for path in self.root.iterdir())
         if not left:
             self.root.rmdir()
         return left
+
+
+def _node_file(cluster: ClusterFile, entry: NodeEntry) -> dict[str, object]:
+    """What node.json tells: a node of the birth knows its first map from it, one that came later whom to ask."""
+    told: dict[str, object] = {
+        "format": NODE_FORMAT,
+        "cluster_id": cluster.cluster_id,
+        "node": entry.node,
+        "address": entry.address,
+        "zone": entry.zone,
+        "born": entry.born,
+    }
+    if entry.joined:
+        others = [each.address for each in cluster.nodes if each is not entry]
+        told["join"] = others or [entry.address]
+    else:
+        told["shards"] = cluster.shards
+        told["replication_factor"] = cluster.replication_factor
+        told["members"] = [{"node": each.node, "address": each.address, "zone": each.zone} for each in cluster.birth]
+    if cluster.repair_after_s is not None:
+        told["repair_after_s"] = cluster.repair_after_s
+    return told
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -17,9 +17,10 @@ from typing import Self
 
 from cluster.errors import Code, TenfoldError
 from cluster.local.ask import Asker, leaders
+from cluster.local.cluster_file import ClusterFile, new_cluster
 from cluster.local.free_ports import free_ports, is_free
 from cluster.local.launcher import Condition, Launcher, names, until
-from cluster.local.layout import ClusterFile, Layout, new_cluster
+from cluster.local.layout import Layout
 from cluster.local.lock import directory_lock
 from cluster.ring.shard_map import first_map
 from cluster.types import META_SHARD

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.errors import TenfoldError
 from cluster.local import free_ports as ports
-from cluster.local.layout import HOST
+from cluster.local.cluster_file import HOST
 
 
 def test_ports_are_distinct_free_and_not_ephemeral() -> None:

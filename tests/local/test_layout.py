@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import Code, TenfoldError
-from cluster.local.layout import FORMAT, ClusterFile, Layout, RunFile, new_cluster
+from cluster.local.cluster_file import FORMAT, ClusterFile, new_cluster
+from cluster.local.layout import Layout, RunFile
 from node.config import read_config
 
 

@@ -13,8 +13,9 @@ import pytest
 from cluster.errors import TenfoldError
 from cluster.local import process as processes
 from cluster.local.ask import leaders
+from cluster.local.cluster_file import new_cluster
 from cluster.local.launcher import LOST, Condition, Launcher
-from cluster.local.layout import Layout, new_cluster
+from cluster.local.layout import Layout
 from proto.gen import node_pb2
 
 

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from client.cli.output import run_app
+from cluster.local.cluster_file import HOST
 from cluster.local.free_ports import free_ports, is_free
-from cluster.local.layout import HOST, Layout
+from cluster.local.layout import Layout
 from cluster.local.lock import directory_lock
 from tenfold import compose
 

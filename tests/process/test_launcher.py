@@ -11,9 +11,10 @@ import pytest
 
 from cluster.errors import Code, TenfoldError
 from cluster.local import launcher
+from cluster.local.cluster_file import HOST, new_cluster
 from cluster.local.free_ports import free_ports, is_free
 from cluster.local.launcher import Condition
-from cluster.local.layout import HOST, Layout, new_cluster
+from cluster.local.layout import Layout
 from cluster.local.local_cluster import LocalCluster
 
 LIMIT_S = 60.0
