@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import random
 from dataclasses import fields, replace
+from types import MappingProxyType
 
+from chaos.sim.tastes import Ranges
 from cluster.limits import DEFAULT, Limits, check
 
 FLOORS = {
@@ -35,16 +37,23 @@ EAGER = frozenset(
 EAGER_SHARE = 0.9
 
 
-def draw_limits(chance: random.Random, prefix: str = "", limits: Limits = DEFAULT) -> Limits:
+NO_RANGES: Ranges = MappingProxyType({})
+
+
+def draw_limits(
+    chance: random.Random, prefix: str = "", limits: Limits = DEFAULT, ranges: Ranges = NO_RANGES
+) -> Limits:
     """A random part of the bounds from their test ranges, the rest as in `limits`; every relation between them holds.
-    Only those whose names begin with `prefix`."""
+    Only those whose names begin with `prefix`. What has a range in `ranges` is always drawn, and from there."""
     rows = [row for row in fields(Limits) if row.name.startswith(prefix)]
     chance.shuffle(rows)
+    rows.sort(key=lambda row: row.name not in ranges)
     for row in rows:
-        low, high = row.metadata["test_range"]
+        low, high = ranges.get(row.name, row.metadata["test_range"])
         low = min(high, max(low, FLOORS.get(row.name, low)))
         drawn = round(low * (high / low) ** chance.random())
-        if chance.random() < (EAGER_SHARE if row.name in EAGER else DRAWN_SHARE):
+        share = EAGER_SHARE if row.name in EAGER else DRAWN_SHARE
+        if chance.random() < share or row.name in ranges:
             limits = _if_lawful(replace(limits, **{row.name: drawn}), limits)
     return limits
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from chaos.history import Recorder
+from chaos.sim.attacks import Attacks
 from chaos.sim.cluster import SimCluster
 from chaos.sim.schedule import Fault
 
@@ -22,6 +23,11 @@ class Nemesis:
         self._healed = False
         self._undo: dict[int, Callable[[], None]] = {}
         self._number = 0
+        self._attacks = Attacks(cluster, self)
+
+    @property
+    def over(self) -> bool:
+        return self._healed
 
     def run(self, faults: Sequence[Fault]) -> None:
         """Books them all on the loop; times count from now."""
@@ -46,13 +52,18 @@ class Nemesis:
     def _inject(self, fault: Fault) -> None:
         if self._healed:
             return
-        action = getattr(self, "_" + fault.kind.replace("-", "_"))
+        name = fault.kind.replace("-", "_")
+        action = getattr(self, "_" + name, None) or getattr(self._attacks, name)
         self._cluster.transcript.note("nemesis", f"{fault.kind} {fault.for_s}")
         told = action(fault)
         if told:
-            self.injected += 1
-            self._cluster.transcript.note("nemesis", f"  {told}")
-            self._recorder.record("nemesis", "info", fault.kind, note=told)
+            self.tell(fault.kind, told)
+
+    def tell(self, kind: str, told: str) -> None:
+        """A fault was carried out."""
+        self.injected += 1
+        self._cluster.transcript.note("nemesis", f"  {told}")
+        self._recorder.record("nemesis", "info", kind, note=told)
 
     def _later(self, seconds: float, undo: Callable[[], None]) -> None:
         self._number += 1
@@ -78,7 +89,7 @@ class Nemesis:
 
     # -- processes and machines ----------------------------------------------------------------------------------------
 
-    def _down(self, name: str | None, how: str, for_s: float) -> str:
+    def down(self, name: str | None, how: str, for_s: float) -> str:
         if name is None:
             return ""
         self._cluster.end(name, how)
@@ -92,18 +103,16 @@ class Nemesis:
             self._cluster.boot(name)
 
     def _kill(self, fault: Fault) -> str:
-        return self._down(self._node(fault), "kill", fault.for_s)
+        return self.down(self._node(fault), "kill", fault.for_s)
 
     def _kill_leader(self, fault: Fault) -> str:
-        return self._down(self._leader(fault), "kill", fault.for_s)
+        return self.down(self._leader(fault), "kill", fault.for_s)
 
     def _power(self, fault: Fault) -> str:
-        return self._down(self._node(fault), "power", fault.for_s)
+        return self.down(self._node(fault), "power", fault.for_s)
 
     def _power_all(self, fault: Fault) -> str:
-        return ", ".join(
-            self._down(name, "power", fault.for_s * (1 + at)) for at, name in enumerate(self._cluster.up())
-        )
+        return ", ".join(self.down(name, "power", fault.for_s * (1 + at)) for at, name in enumerate(self._cluster.up()))
 
     def _move(self, fault: Fault) -> str:
         """The node comes back at another address. Only one that has on disk where the others are: who moves finds them,
@@ -111,7 +120,7 @@ class Nemesis:
         name = self._node(fault)
         if name is None or not self._cluster.knows_all(name):
             return ""
-        told = self._down(name, "kill", fault.for_s)
+        told = self.down(name, "kill", fault.for_s)
         self._cluster.move(name)
         return f"{told}, back at another address"
 
@@ -125,12 +134,12 @@ class Nemesis:
         return f"stop {name}"
 
     def _pause(self, fault: Fault) -> str:
-        return self._paused(self._node(fault), fault.for_s)
+        return self.paused(self._node(fault), fault.for_s)
 
     def _pause_leader(self, fault: Fault) -> str:
-        return self._paused(self._leader(fault), fault.for_s)
+        return self.paused(self._leader(fault), fault.for_s)
 
-    def _paused(self, name: str | None, for_s: float) -> str:
+    def paused(self, name: str | None, for_s: float) -> str:
         process = self._cluster.hosts[name].process if name is not None else None
         if process is None or process.paused:
             return ""
@@ -144,7 +153,7 @@ class Nemesis:
     def _everybody(self) -> list[str]:
         return [*self._cluster.hosts, *(process.host for process in self._cluster.client_processes)]
 
-    def _block(self, pairs: list[tuple[str, str]], for_s: float) -> None:
+    def block(self, pairs: list[tuple[str, str]], for_s: float) -> None:
         network = self._cluster.network
         fresh = [pair for pair in pairs if not network.link(*pair).blocked]
         for pair in fresh:
@@ -164,7 +173,7 @@ class Nemesis:
         if source is None or target is None:
             return ""
         pairs = [(source, target)] if fault.draws[2] < 0.6 else [(source, target), (target, source)]
-        self._block(pairs, fault.for_s)
+        self.block(pairs, fault.for_s)
         return f"cut {pairs} for {fault.for_s}"
 
     def _isolate(self, fault: Fault) -> str:
@@ -173,7 +182,7 @@ class Nemesis:
         others = list(self._cluster.hosts) if fault.draws[2] < 0.5 else self._everybody()
         if name is None:
             return ""
-        self._block([pair for other in others if other != name for pair in ((name, other), (other, name))], fault.for_s)
+        self.block([pair for other in others if other != name for pair in ((name, other), (other, name))], fault.for_s)
         return f"isolate {name} from {len(others) - 1} for {fault.for_s}"
 
     def _deafen(self, fault: Fault) -> str:
@@ -183,7 +192,7 @@ class Nemesis:
             return ""
         others = [other for other in self._cluster.hosts if other != name]
         deaf = fault.draws[2] < 0.5
-        self._block([(other, name) if deaf else (name, other) for other in others], fault.for_s)
+        self.block([(other, name) if deaf else (name, other) for other in others], fault.for_s)
         return f"{name} {'hears nobody' if deaf else 'is heard by nobody'} for {fault.for_s}"
 
     def _split(self, fault: Fault) -> str:
@@ -191,7 +200,7 @@ class Nemesis:
         first = int(fault.draws[0] * len(names))
         order = names[first:] + names[:first]
         side = set(order[: 1 + int(fault.draws[1] * (len(names) - 1))])
-        self._block([(a, b) for a in names for b in names if (a in side) != (b in side)], fault.for_s)
+        self.block([(a, b) for a in names for b in names if (a in side) != (b in side)], fault.for_s)
         return f"split {sorted(side)} off for {fault.for_s}"
 
     def _client_cut(self, fault: Fault) -> str:
@@ -199,7 +208,7 @@ class Nemesis:
         name = self._pick(list(self._cluster.hosts), fault.draws[1])
         if client is None or name is None:
             return ""
-        self._block([(client, name), (name, client)][: 1 + int(fault.draws[2] * 2)], fault.for_s)
+        self.block([(client, name), (name, client)][: 1 + int(fault.draws[2] * 2)], fault.for_s)
         return f"cut {client} and {name} for {fault.for_s}"
 
     def _reset(self, fault: Fault) -> str:
@@ -290,3 +299,9 @@ class Nemesis:
         rate = 1.0 + RATE_SPREAD * (2 * fault.draws[1] - 1)
         self._cluster.hosts[name].clock.set_rate(rate)
         return f"clock of {name} runs at {rate:.3f}"
+
+    def rate(self, name: str, rate: float, for_s: float) -> None:
+        """A clock runs at that rate for a while."""
+        clock = self._cluster.hosts[name].clock
+        clock.set_rate(rate)
+        self._later(for_s, lambda: clock.set_rate(1.0))

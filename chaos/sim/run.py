@@ -26,6 +26,7 @@ from chaos.sim.loop import Process, SimLoop, run
 from chaos.sim.nemesis import Nemesis
 from chaos.sim.schedule import NAMES, Fault, draw_schedule
 from chaos.sim.staleness import StaleReader
+from chaos.sim.tastes import taste_of
 from chaos.sim.transcript import Transcript
 from chaos.sim.watching import CAUGHT_UP_S, Watcher
 from chaos.workloads.kv import KvOptions, KvWorkload, Store, Value
@@ -125,8 +126,9 @@ class Run:
     def __init__(self, options: Options) -> None:
         self.options = options
         chance = random.Random(f"{options.seed}/knobs")
-        nodes = options.nodes or chance.choice((3, 3, 5))
-        self.limits = DEFAULT if options.shipped_limits else draw_limits(chance)
+        taste = taste_of(options.seed)
+        nodes = options.nodes or taste.nodes or chance.choice((3, 3, 5))
+        self.limits = DEFAULT if options.shipped_limits else draw_limits(chance, ranges=taste.ranges)
         self.chance = chance
         self.loop = SimLoop(options.seed, permute=chance.random() < 0.85)
         self.transcript = Transcript(lambda: self.loop.now)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
+from chaos.sim.tastes import taste_of
+
 
 class Kind(NamedTuple):
     name: str
@@ -40,6 +42,16 @@ KINDS = (
     Kind("clock-jump", 0.5, (0.0, 0.0)),
     Kind("clock-rate", 1.0, (0.0, 0.0)),
     Kind("move", 0.7, (0.05, 2.0)),
+    Kind("at-election", 1.0, (0.05, 3.0)),
+    Kind("at-vote", 0.7, (0.05, 3.0)),
+    Kind("at-commit", 0.7, (0.05, 3.0)),
+    Kind("at-flush", 0.5, (0.05, 2.0)),
+    Kind("at-roll", 0.5, (0.05, 2.0)),
+    Kind("at-snapshot", 0.7, (0.05, 2.0)),
+    Kind("hunt", 0.4, (1.0, 6.0)),
+    Kind("strand", 1.0, (0.1, 5.0)),
+    Kind("old-leader", 0.7, (0.5, 6.0)),
+    Kind("slow-answers", 0.7, (0.1, 4.0)),
 )
 NAMES = tuple(kind.name for kind in KINDS)
 
@@ -54,17 +66,19 @@ class Fault(NamedTuple):
 
 
 def draw_schedule(seed: int, duration_s: float, kinds: tuple[str, ...] = NAMES) -> list[Fault]:
-    """About one fault a second, in bursts and pauses. Each run prefers some kinds, drawn at random."""
+    """About one fault a second, in bursts and pauses. Each run has a taste of its own (`tastes.py`), and within it prefers
+    some kinds, drawn at random."""
     chance = random.Random(f"{seed}/faults")
+    taste = taste_of(seed)
     used = [kind for kind in KINDS if kind.name in kinds]
-    taste = [kind.weight * chance.choice((0.0, 0.3, 1.0, 1.0, 3.0)) for kind in used]
-    if not any(taste):
-        taste = [kind.weight for kind in used]
-    pause_s = 10 ** chance.uniform(-0.4, 0.1)
+    weights = [taste.weight(kind.name, kind.weight) * chance.choice((0.0, 0.3, 1.0, 1.0, 3.0)) for kind in used]
+    if not any(weights):
+        weights = [kind.weight for kind in used]
+    pause_s = taste.pause * 10 ** chance.uniform(-0.4, 0.1)
     faults: list[Fault] = []
     at_s = 1.0
     while used and at_s < duration_s:
-        kind = chance.choices(used, taste)[0]
+        kind = chance.choices(used, weights)[0]
         low, high = kind.seconds
         for_s = low * (high / low) ** chance.random() if low else 0.0
         faults.append(
