@@ -149,7 +149,7 @@ def test_what_makes_no_sense_is_refused() -> None:
     assert "settle.voters: shard 3 has no replica 9" in refused(row(), "settle", [1, 9]).message
 
 
-@settings(derandomize=True, deadline=None, max_examples=300)
+@settings(derandomize=True, deadline=None, max_examples=100)
 @given(st.data())
 def test_whatever_is_asked_the_row_keeps_its_laws(data: st.DataObject) -> None:
     """Ids are never given twice, a voter or its successor is always there, and nobody loses a replica that still votes."""
