@@ -47,11 +47,14 @@ def add(shard: Shard, command: AddReplica, epoch: int) -> int:
 
 def retire(shard: Shard, command: RetireReplica) -> bool:
     """A voter goes, if another stays; or a learner is given up, and what it was to replace stays. Where that shared its node its
-    memory may be gone already, so it goes too."""
+    memory may be gone already, so it goes too. With `undo` a voter that was to go without a successor stays: whoever asks for it has
+    seen that it still votes."""
     check_version(shard, command.version)
     found = replica(shard, command.replica)
     if found is None:
         raise invalid("retire_replica.replica", f"shard {shard.id} has no replica {command.replica}")
+    if command.undo:
+        return _keep(shard, found)
     if found.stage == LEAVING:
         return False
     if found.stage == LEARNER:
@@ -90,6 +93,16 @@ def settle(shard: Shard, command: SettleShard) -> bool:
         each.stage = VOTER
     _set(shard, rows)
     return changed
+
+
+def _keep(shard: Shard, found: Replica) -> bool:
+    if found.stage == VOTER:
+        return False
+    others = [each.id for each in shard.replicas if each.stage != VOTER and each is not found]
+    if found.stage == LEARNER or others:
+        raise invalid("retire_replica.undo", f"{found.id} does not leave shard {shard.id} alone and without a successor")
+    found.stage = VOTER
+    return True
 
 
 def _replaced(shard: Shard, number: int) -> Replica | None:

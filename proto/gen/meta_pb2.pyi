@@ -297,19 +297,23 @@ class RetireReplica(_message.Message):
     SHARD_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     REPLICA_FIELD_NUMBER: _builtins.int
+    UNDO_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     version: _builtins.int
     replica: _builtins.int
+    undo: _builtins.bool
+    """it leaves without a successor and still votes: it stays after all"""
     def __init__(
         self,
         *,
         shard: _builtins.int = ...,
         version: _builtins.int = ...,
         replica: _builtins.int = ...,
+        undo: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replica", b"replica", "shard", b"shard", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["replica", b"replica", "shard", b"shard", "undo", b"undo", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,8 +28,8 @@ def add(shard: Shard, node: str, replaces: int = 0, version: int = 5) -> int:
     return new
 
 
-def retire(shard: Shard, replica: int, version: int = 5) -> bool:
-    done = shard_change.retire(shard, RetireReplica(shard=3, version=version, replica=replica))
+def retire(shard: Shard, replica: int, version: int = 5, undo: bool = False) -> bool:
+    done = shard_change.retire(shard, RetireReplica(shard=3, version=version, replica=replica, undo=undo))
     validate_shard(shard, set(NODES), EPOCH)
     return done
 
@@ -82,6 +82,21 @@ def test_a_voter_is_retired_only_if_another_stays() -> None:
     assert settle(shard, [1, 3]) and [replica.id for replica in shard.replicas] == [1, 3]
     lone = row("n1")
     assert refused(lone, "retire", 1).message == "retire_replica.replica: 1 is shard 3's only voter"
+
+
+def test_a_retirement_without_a_successor_can_be_undone() -> None:
+    shard = row()
+    retire(shard, 2)
+    assert retire(shard, 2, undo=True) and told(shard)[1] == (2, "n2", VOTER)
+    assert not retire(shard, 2, undo=True)
+    add(shard, "n4", replaces=2)
+    for replica in (2, 4):
+        assert "does not leave shard 3 alone" in refused(shard, "retire", replica, undo=True).message
+    rebuilt = row()
+    add(rebuilt, "n2", replaces=2)
+    retire(rebuilt, 4)
+    for replica in (2, 4):
+        assert "does not leave shard 3 alone" in refused(rebuilt, "retire", replica, undo=True).message
 
 
 def test_who_gives_a_learner_up_keeps_what_it_was_to_replace() -> None:
@@ -164,7 +179,7 @@ def test_whatever_is_asked_the_row_keeps_its_laws(data: st.DataObject) -> None:
                 assert new not in given_out
                 given_out.add(new)
             elif change == "retire":
-                retire(shard, data.draw(st.sampled_from(ids)))
+                retire(shard, data.draw(st.sampled_from(ids)), undo=data.draw(st.booleans()))
             else:
                 voting = data.draw(st.lists(st.sampled_from(ids), unique=True))
                 settle(shard, voting)
