@@ -23,6 +23,7 @@ __all__ = ["Client", "LocalCluster", "SyncClient", "main"]
 _LAZY = {"Client": "client.client", "SyncClient": "client.sync", "LocalCluster": "cluster.local.local_cluster"}
 
 _GROUPS = {
+    "node": ("client.cli.members", "Nodes join the cluster, are drained, and leave it."),
     "kv": ("client.cli.kv", "Read and write keys; load and dump files."),
     "chaos": ("chaos.cli", "Break a cluster on purpose, and judge what it did."),
     "bench": ("client.bench.cli", "Measure a cluster."),
@@ -49,15 +50,15 @@ def compose(arguments: Sequence[str]) -> typer.Typer:
     the others are there by name. Shell completion needs all."""
     import typer
 
-    from client.cli import cluster, diagnosis
+    from client.cli import actions, cluster, diagnosis, moves
 
     app = typer.Typer(
         name="tenfold",
         help="A replicated, sharded cluster that you can start, load, break and trust.",
         no_args_is_help=True,
     )
-    app.add_typer(cluster.app)
-    app.add_typer(diagnosis.app)
+    for commands in (cluster, actions, moves, diagnosis):
+        app.add_typer(commands.app)
     wanted = next((argument for argument in arguments if not argument.startswith("-")), "")
     for name, (module, purpose) in _GROUPS.items():
         needed = wanted == name or COMPLETION_VARIABLE in os.environ

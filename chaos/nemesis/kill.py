@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Protocol
 
 from chaos.history import Recorder
-from chaos.nemesis.health import Goal, goal_of, quarantined
 from chaos.nemesis.schedule import PlannedKill, ReplicaSets, choose
 from cluster.errors import TenfoldError
 from cluster.local.ask import leaders as leaders_of
+from cluster.local.health import Goal, goal_of, missing, quarantined, voting
 from cluster.local.launcher import Condition
 from cluster.local.local_cluster import NodeStatus
 from proto.gen import meta_pb2, node_pb2
@@ -58,10 +58,7 @@ class KillNemesis:
 
     async def start(self) -> None:
         """Learns who holds what. A node that does not answer now counts as down, and is left as it is."""
-        shard_map = await self._cluster.shard_map()
-        self._replica_sets = {
-            each.id: frozenset(replica.node for replica in each.replicas) for each in shard_map.shards
-        }
+        self._replica_sets = voting(await self._cluster.shard_map())
         self._down = {each.node for each in await self._cluster.status() if each.reply is None}
 
     async def run(self, plans: Iterable[PlannedKill], duration_s: float) -> None:
@@ -191,33 +188,14 @@ class KillNemesis:
 async def converged(cluster: Victims, timeout_s: float) -> None:
     """Returns when every node answers, every shard has a leader and every replica has applied what was committed.
     NeverHealed names what is missing."""
-    shard_map = await cluster.shard_map()
-    holders = {each.id: [replica.node for replica in each.replicas] for each in shard_map.shards}
-    missing = "nothing was looked at"
+    holders = voting(await cluster.shard_map())
+    lacking = "nothing was looked at"
     goals: dict[str, Goal] = {}
     try:
         async with asyncio.timeout(timeout_s):
-            while missing:
+            while lacking:
                 replies = {each.node: each.reply for each in await cluster.status() if each.reply is not None}
-                missing = _missing(holders, replies, goals)
-                await asyncio.sleep(POLL_S if missing else 0)
+                lacking = missing(holders, replies, goals)
+                await asyncio.sleep(POLL_S if lacking else 0)
     except TimeoutError:
-        raise NeverHealed(f"after {timeout_s:g} s {missing}") from None
-
-
-def _missing(holders: dict[int, list[str]], replies: dict[str, node_pb2.StatusReply], goals: dict[str, Goal]) -> str:
-    """The first thing that keeps the cluster from being whole, "" if nothing does. Sets goals where they are known."""
-    if bad := quarantined(replies):
-        return f"a replica is quarantined: {bad[0]}"
-    leaders = leaders_of(replies.values())
-    for node in sorted({node for nodes in holders.values() for node in nodes}):
-        if node not in replies:
-            return f"{node} does not answer"
-        held = {shard for shard, nodes in holders.items() if node in nodes}
-        goal = goals.get(node) or goal_of(node, held, replies, leaders)
-        if goal is None:
-            return f"no leader answers for shards {sorted(held - leaders.keys())}"
-        goals[node] = goal
-        if not goal.reached(replies[node]):
-            return f"{node} has not caught up"
-    return ""
+        raise NeverHealed(f"after {timeout_s:g} s {lacking}") from None

@@ -7,6 +7,8 @@ from typing import Any
 
 from cluster.local.ask import leaders
 from cluster.local.local_cluster import NodeStatus
+from cluster.local.members import move_text
+from cluster.membership.state import state_of
 from cluster.ring.ring import arc
 from cluster.ring.shard_map import data_shards
 from cluster.types import META_SHARD
@@ -17,6 +19,7 @@ STATUS_COLUMNS = (
     "zone",
     "address",
     "state",
+    "member",
     "pid",
     "leads",
     "replicas",
@@ -28,6 +31,7 @@ STATUS_COLUMNS = (
 )
 RING_COLUMNS = ("shard", "arc", "leader", "replicas", "applied", "lag")
 NONE = "-"
+MARKS = {"voter": "", "learner": "+", "leaving": "-"}
 
 
 def size(count: int) -> str:
@@ -40,13 +44,19 @@ def size(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{scaled:.1f} {unit}"
 
 
-def node_document(status: NodeStatus) -> dict[str, Any]:
-    """One node of `status --json`; what it did not answer is absent."""
+def member_states(shard_map: meta_pb2.ShardMap) -> dict[str, str]:
+    """What the cluster thinks of each member: joining, up, suspect, down, leaving."""
+    return {member.node: state_of(member).word for member in shard_map.members}
+
+
+def node_document(status: NodeStatus, member: str | None = None) -> dict[str, Any]:
+    """One node of `status --json`; what it did not answer is absent. `state` is its process's, `member` the cluster's word."""
     document: dict[str, Any] = {
         "node": status.node,
         "zone": status.zone,
         "address": status.address,
         "state": str(status.condition),
+        "member": member,
         "pid": status.pid,
     }
     if status.trouble:
@@ -68,9 +78,10 @@ def node_document(status: NodeStatus) -> dict[str, Any]:
     return document
 
 
-def status_row(status: NodeStatus) -> list[object]:
+def status_row(status: NodeStatus, member: str | None = None) -> list[object]:
     told = node_document(status)
-    row: list[object] = [status.node, status.zone or NONE, status.address, str(status.condition), status.pid or NONE]
+    row: list[object] = [status.node, status.zone or NONE, status.address, str(status.condition)]
+    row += [member or NONE, status.pid or NONE]
     if status.reply is None:
         silent = "" if status.pid is None or status.condition != "running" else "does not answer"
         return [*row, NONE, NONE, NONE, NONE, NONE, NONE, status.trouble or silent]
@@ -81,6 +92,48 @@ def status_row(status: NodeStatus) -> list[object]:
     counts = [len(told["leads"]), len(told["replicas"]), len(told["peers_up"])]
     used = [size(told["log_bytes"]), size(told["resident_bytes"]), f"{told['cpu_seconds']:.1f}"]
     return [*row, *counts, *used, trouble]
+
+
+def move_document(move: node_pb2.Move) -> dict[str, Any]:
+    """`from` is null for a further replica, `to` for one replica less."""
+    return {"shard": move.shard, "from": getattr(move, "from") or None, "to": move.to or None, "why": move.why}
+
+
+MOVE_COLUMNS = ("shard", "from", "to", "why")
+
+
+def move_row(move: node_pb2.Move) -> list[object]:
+    return [shard_name(move.shard), getattr(move, "from") or NONE, move.to or NONE, move.why]
+
+
+def moves_document(driver: node_pb2.DriverStatusReply | None) -> dict[str, Any]:
+    """What moves, as the meta leader tells; null where it tells nothing."""
+    if driver is None:
+        return {"rebalancing": None, "moving": None, "waiting": None, "stuck": None}
+    return {
+        "rebalancing": driver.rebalancing,
+        "moving": [move_document(move) for move in driver.moving],
+        "waiting": [move_document(move) for move in driver.waiting],
+        "stuck": driver.stuck,
+    }
+
+
+def moves_text(driver: node_pb2.DriverStatusReply | None) -> list[str]:
+    """Lines below a table; none if nothing moves and nothing is to."""
+    if driver is None:
+        return ["no meta leader tells what moves"]
+    lines = []
+    if driver.moving or driver.waiting:
+        moving = ", ".join(f"{move_text(move)} ({move.why})" for move in driver.moving)
+        counted = f"{_counted(len(driver.moving), 'replica moves', 'replicas move')}, {_counted(len(driver.waiting), 'waits', 'wait')}"
+        lines.append(f"{counted}{': ' if moving else ''}{moving}")
+    if driver.stuck:
+        lines.append(f"stuck: {driver.stuck}")
+    return lines
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
 
 
 def shard_name(shard: int) -> str:
@@ -104,7 +157,13 @@ def _shard_document(
     told = {node: _replica(reply.replicas, shard.id) for node, reply in replies.items()}
     known = {node: replica for node, replica in told.items() if replica is not None}
     commit = max((replica.commit_index for replica in known.values()), default=0)
-    replicas = [_replica_document(each, known.get(each.node), commit) for each in shard.replicas]
+    replicas = [
+        _replica_document(each, _replica(replies[each.node].replicas, shard.id, each.id), commit)
+        if each.node in replies
+        else _replica_document(each, None, commit)
+        for each in shard.replicas
+    ]
+    preferred = next((each.node for each in shard.replicas if each.stage == meta_pb2.Replica.VOTER), None)
     low, high = arc(shard.id, shards) if shard.id != META_SHARD else (0, 0)
     return {
         "shard": shard.id,
@@ -112,21 +171,25 @@ def _shard_document(
         "arc": None if shard.id == META_SHARD else [f"{low:016x}", f"{high - 1:016x}"],
         "leader": leader,
         "term": known[leader].term if leader is not None else None,
-        "preferred_leader": shard.replicas[0].node,
+        "preferred_leader": preferred,
         "applied_index": known[leader].applied_index if leader is not None else None,
         "lag": max((each["lag"] for each in replicas if each["lag"] is not None), default=None) if leader else None,
         "replicas": replicas,
     }
 
 
-def _replica(replicas: Iterable[node_pb2.ReplicaStatus], shard: int) -> node_pb2.ReplicaStatus | None:
-    return next((each for each in replicas if each.shard == shard), None)
+def _replica(replicas: Iterable[node_pb2.ReplicaStatus], shard: int, number: int = 0) -> node_pb2.ReplicaStatus | None:
+    """What a node says of its replica of `shard`, with `number` only of that one: for a moment it may hold the next already."""
+    return next(
+        (each for each in replicas if each.shard == shard and (not number or each.replica in (0, number))), None
+    )
 
 
 def _replica_document(replica: meta_pb2.Replica, told: node_pb2.ReplicaStatus | None, commit: int) -> dict[str, Any]:
     return {
         "node": replica.node,
         "replica": replica.id,
+        "stage": meta_pb2.Replica.Stage.Name(replica.stage).lower(),
         "role": told.role if told is not None else None,
         "applied_index": told.applied_index if told is not None else None,
         "lag": max(0, commit - told.applied_index) if told is not None else None,
@@ -135,10 +198,11 @@ def _replica_document(replica: meta_pb2.Replica, told: node_pb2.ReplicaStatus | 
 
 
 def ring_row(document: dict[str, Any]) -> list[object]:
-    """A replica whose node does not answer stands in parentheses; a quarantined one is marked with an exclamation mark."""
+    """A learner is marked with a plus, one that leaves with a minus, a quarantined one with an exclamation mark; one that does not
+    answer stands in parentheses."""
     names = []
     for each in document["replicas"]:
-        name = f"{each['node']}!" if each["quarantine"] else each["node"]
+        name = MARKS[each["stage"]] + each["node"] + ("!" if each["quarantine"] else "")
         names.append(name if each["role"] is not None else f"({name})")
     around = "" if document["arc"] is None else "{}..{}".format(*(edge[:8] for edge in document["arc"]))
     return [

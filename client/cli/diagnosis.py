@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from client.cli.cluster import DEFAULT_DIRECTORY, Dir, Json
+from client.cli.options import DEFAULT_DIRECTORY, Dir, Json
 from client.cli.output import Exit, Output, fail
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from client.cli.options import DEFAULT_DIRECTORY, Dir, Json
 from client.cli.output import CALLERS_MISTAKES, Exit, Failure, Output, fail, note, run_command
 from cluster.errors import TenfoldError
 
@@ -24,14 +25,11 @@ if TYPE_CHECKING:
     from client.client import Client
     from client.watch import Watch, WatchEvent
 
-DEFAULT_DIRECTORY = Path(".tenfold")
 DEADLINE_S = 10.0
 LOAD_DEADLINE_S = 60.0
 
 app = typer.Typer(no_args_is_help=True)
 
-Dir = Annotated[Path, typer.Option("--dir", help="The cluster's directory.")]
-Json = Annotated[bool, typer.Option("--json", help="Write the result as one JSON document.")]
 Deadline = Annotated[float, typer.Option("--deadline", help="Seconds for each operation.")]
 KeyArgument = Annotated[str, typer.Argument(metavar="KEY")]
 Consistency = Annotated[

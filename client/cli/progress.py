@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar with the rate on a terminal, a plain line every two seconds otherwise."""
+"""Progress on stderr: a bar on a terminal, a plain line every two seconds otherwise."""
 
 from __future__ import annotations
 
@@ -61,3 +61,52 @@ class Progress:
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._started
+
+
+class Steps:
+    """Of what is done step by step: `tell` says how many of how many, and what is under way. Without a terminal a line when that has
+    changed, at most every two seconds, and one at the end."""
+
+    def __init__(self, what: str, unit: str) -> None:
+        self._what, self._unit = what, unit
+        self._told_at = float("-inf")
+        self._line = ""
+        self._last = ""
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[now]}"),
+            )
+            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(self._what, total=None, now="")
+        return self
+
+    def tell(self, done: int, total: int, now: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, now=now)
+        self._last = f"{self._what}: {done} of {total} {self._unit}"
+        self._write(f"{self._last}{f'; now {now}' if now else ''}", time.monotonic() - self._told_at >= PLAIN_EVERY_S)
+
+    def _write(self, line: str, due: bool) -> None:
+        if self._bar is None and due and line != self._line:
+            self._line, self._told_at = line, time.monotonic()
+            note(line)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._last:
+            self._write(self._last, True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from cluster.errors import TenfoldError
 from cluster.ports import Channel, ChannelBroken, Dial
@@ -25,12 +26,14 @@ class Asker:
             self._channels[address] = self._dial(address)
         return self._channels[address]
 
+    async def call(self, address: str, method: str, request: Any, timeout_s: float) -> Any:
+        """A method of the node's service; ChannelBroken, TimeoutError, TenfoldError as `ports.Channel` says."""
+        return await self._channel(address).call("Node", method, request, timeout_s=timeout_s)
+
     async def status(self, address: str, timeout_s: float = TIMEOUT_S) -> node_pb2.StatusReply | None:
         """What the node at `address` says of itself; None if it does not answer in time."""
         try:
-            reply: node_pb2.StatusReply = await self._channel(address).call(
-                "Node", "Status", node_pb2.StatusRequest(), timeout_s=timeout_s
-            )
+            reply: node_pb2.StatusReply = await self.call(address, "Status", node_pb2.StatusRequest(), timeout_s)
         except (ChannelBroken, TimeoutError, TenfoldError):
             return None
         return reply
@@ -56,6 +59,11 @@ class Asker:
         except (ChannelBroken, TimeoutError, TenfoldError):
             pass
         return None
+
+    async def shard_maps(self, addresses: Sequence[str], timeout_s: float = TIMEOUT_S) -> list[meta_pb2.ShardMap]:
+        """Those of the nodes that answer, all asked at once."""
+        told = await asyncio.gather(*(self.shard_map(address, timeout_s) for address in addresses))
+        return [shard_map for shard_map in told if shard_map is not None]
 
     async def close(self) -> None:
         channels = list(self._channels.values())

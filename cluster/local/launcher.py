@@ -100,7 +100,7 @@ class Launcher:
             self._record_born([node for node in self.cluster.names if self.layout.has_lived(node)])
             cluster = self.cluster
             self.lost = [node for node in down if cluster.entry(node).born and not self.layout.has_lived(node)]
-            keep = {node: reason for node in cluster.names if (reason := self.layout.refusal(cluster, node))}
+            keep = self._refused(cluster)
             failed = {node: _Failure(f"{node}: {keep[node]}") for node in down if node in keep}
             waiting = [node for node in down if node not in keep]
             for attempt in range(1, PORT_ATTEMPTS + 1):
@@ -117,6 +117,34 @@ class Launcher:
             if failed:
                 raise self._not_up(failed)
         return down
+
+    def _refused(self, cluster: ClusterFile) -> dict[str, str]:
+        """The nodes whose folders are not ours to write to, each with its reason."""
+        return {node: reason for node in cluster.names if (reason := self.layout.refusal(cluster, node))}
+
+    async def enlist(self, count: int, zones: Sequence[str]) -> list[str]:
+        """Names, ports and folders for so many further nodes, which `start` then starts. TenfoldError InvalidArgument."""
+        if count < 1:
+            raise invalid("count", f"{count}, must be at least 1")
+        async with directory_lock(self.layout.lock_path):
+            cluster = self.cluster
+            joined = [entry.node for entry in cluster.join(free_ports(count, cluster.ports), zones)]
+            for node in joined:
+                if self.layout.has_content(node):
+                    raise invalid("dir", f"{self.layout.node_directory(node)} holds something; take it away")
+            self.layout.write(cluster, self._refused(cluster))
+        return joined
+
+    async def dismiss(self, node: str) -> None:
+        """Of a node that the cluster has let go: stops it, takes it out of cluster.json and removes its folder. May be done
+        again after an interruption."""
+        async with directory_lock(self.layout.lock_path):
+            cluster = self.cluster
+            if node in cluster.names:
+                await self.stop([node])
+                cluster.remove(node)
+                self.layout.write(cluster, self._refused(cluster))
+            self.layout.remove_folder(node)
 
     def _not_up(self, failed: dict[str, _Failure]) -> TenfoldError:
         others = sorted(set(self.cluster.names) - failed.keys())

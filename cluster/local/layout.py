@@ -133,6 +133,11 @@ class Layout:
         """Whether the node's folder shows that it has served, and may have voted."""
         return (self.node_directory(node) / "incarnation").exists()
 
+    def has_content(self, node: str) -> bool:
+        """Whether there is anything where the node's folder is, or would be."""
+        directory = self.node_directory(node)
+        return directory.exists() and not (directory.is_dir() and not any(directory.iterdir()))
+
     def write(self, cluster: ClusterFile, keep: Collection[str] = ()) -> None:
         """Makes every node.json but those of `keep`, then cluster.json, say what `cluster` says; each file that differs is
         replaced as a whole and durable. Doing it again mends a write that was interrupted."""

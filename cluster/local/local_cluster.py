@@ -16,12 +16,15 @@ from types import TracebackType
 from typing import Self
 
 from cluster.errors import Code, TenfoldError
+from cluster.local.admin import Admin
 from cluster.local.ask import Asker, leaders
 from cluster.local.cluster_file import ClusterFile, new_cluster
 from cluster.local.free_ports import free_ports, is_free
 from cluster.local.launcher import Condition, Launcher, names, until
 from cluster.local.layout import Layout
 from cluster.local.lock import directory_lock
+from cluster.local.members import Members, Progress
+from cluster.local.rolling import Restarted, RollingRestart
 from cluster.ring.shard_map import first_map
 from cluster.types import META_SHARD
 from proto.gen import meta_pb2, node_pb2
@@ -63,13 +66,17 @@ class LocalCluster:
         zones: Sequence[str] = (),
         die_with_parent: bool = True,
         base_port: int | None = None,
+        repair_after_s: float | None = None,
     ) -> None:
         self._settings = (nodes, replicas, shards, tuple(zones))
+        self._repair_after_s = repair_after_s
         self._base_port = base_port
         self._temporary = dir is None
         self.layout = Layout(Path(tempfile.gettempdir()) / f"tenfold-{secrets.token_hex(6)}" if dir is None else dir)
         self.launcher = Launcher(self.layout, die_with_parent=die_with_parent)
         self._asker = Asker()
+        self._admin = Admin(self._asker, self._running_addresses)
+        self._members = Members(self.launcher, self._admin, self.shard_map)
 
     @classmethod
     def at(cls, dir: str | Path, *, die_with_parent: bool = False) -> LocalCluster:
@@ -136,7 +143,7 @@ class LocalCluster:
         base = self._base_port
         self.layout.check_vacant()
         ports = free_ports(nodes) if base is None else [base + position for position in range(nodes)]
-        born = new_cluster(nodes, replicas, shards, zones, ports)
+        born = new_cluster(nodes, replicas, shards, zones, ports, self._repair_after_s)
         for entry in born.nodes:  # before anything is made, so that a refusal leaves nothing behind
             if base is not None and not is_free(entry.port):
                 raise TenfoldError(Code.UNAVAILABLE, f"base_port: port {entry.port} of {entry.node} is taken")
@@ -183,6 +190,48 @@ class LocalCluster:
         killed = await self.launcher.stop(chosen)
         await self.launcher.start(chosen)
         return killed
+
+    # -- members and moves ---------------------------------------------------------------------------------------------
+
+    async def add(self, count: int = 1, zones: Sequence[str] = ()) -> list[str]:
+        """Starts so many new nodes, zones dealt out in turn; their names, once they are members. They hold nothing until a
+        rebalance."""
+        return await self._members.add(count, zones)
+
+    async def drain(self, node: str, progress: Progress | None = None) -> int:
+        """Moves every replica away from `node`, which may be down; how many. Returns when it holds none."""
+        return await self._members.drain(node, progress)
+
+    async def remove(self, node: str) -> None:
+        """Takes a node that holds nothing out of the cluster, with its folder. MemberBusy if it holds replicas."""
+        await self._members.remove(node)
+
+    async def planned(self) -> node_pb2.RebalanceReply:
+        """What `rebalance` would do now."""
+        return await self._members.planned()
+
+    async def rebalance(self, progress: Progress | None = None) -> node_pb2.RebalanceReply:
+        """Moves replicas until they are where they should be; the moves it set out to make."""
+        return await self._members.rebalance(progress)
+
+    async def driver_status(self, timeout_s: float = 30.0) -> node_pb2.DriverStatusReply:
+        """What moves now. DeadlineExceeded if no meta leader answers."""
+        return await self._members.driver_status(timeout_s)
+
+    async def rolling_restart(self, *nodes: str, tell: Callable[[str], None] = lambda line: None) -> Restarted:
+        """Stops and starts the nodes, all if none is named, each only when the cluster is whole. Unavailable if it does not
+        become so."""
+        restart = RollingRestart(self.launcher, self._replies, self.shard_map, tell)
+        return await restart.run(names(self.cluster, nodes) or self.nodes)
+
+    def _running_addresses(self) -> list[str]:
+        conditions = self.launcher.conditions(self.nodes)
+        return [self.launcher.address(node) for node, (each, _) in conditions.items() if each is Condition.RUNNING]
+
+    async def _replies(self) -> dict[str, node_pb2.StatusReply]:
+        return {each.node: each.reply for each in await self.status() if each.reply is not None}
+
+    # -- what is -------------------------------------------------------------------------------------------------------
 
     async def status(self) -> list[NodeStatus]:
         """Every node, in order; those that can answer are asked."""
@@ -236,13 +285,9 @@ class LocalCluster:
 
     async def shard_map(self) -> meta_pb2.ShardMap:
         """The newest map a running node knows; the one the cluster was born with if none answers."""
-        known = [
-            shard_map
-            for each in await self.status()
-            if each.reply is not None and (shard_map := await self._asker.shard_map(each.address)) is not None
-        ]
-        if known:
-            return max(known, key=lambda each: each.epoch)
+        told = await self._asker.shard_maps(self._running_addresses())
+        if told:
+            return max(told, key=lambda each: each.epoch)
         cluster = self.cluster
-        members = [(entry.node, entry.address, entry.zone) for entry in cluster.nodes]
+        members = [(entry.node, entry.address, entry.zone) for entry in cluster.birth]
         return first_map(bytes.fromhex(cluster.cluster_id), members, cluster.shards, cluster.replication_factor)

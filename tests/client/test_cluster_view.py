@@ -10,7 +10,7 @@ from client.cli import cluster_view as view
 from cluster.local.launcher import Condition
 from cluster.local.local_cluster import NodeStatus
 from cluster.ring.shard_map import first_map
-from proto.gen import node_pb2
+from proto.gen import meta_pb2, node_pb2
 
 MEMBERS = [(f"n{i}", f"127.0.0.1:{7000 + i}", "") for i in (1, 2, 3)]
 MAP = first_map(bytes(16), MEMBERS, 1, 3)
@@ -86,6 +86,60 @@ def test_status_rows_have_a_cell_for_every_column() -> None:
     assert view.node_document(ill)["quarantined"] == {"1": "torn"}
     assert view.status_row(silent("n2", Condition.RUNNING))[-1] == "does not answer"
     assert "replicas" not in view.node_document(silent("n2", Condition.RUNNING))
+
+
+def test_what_the_cluster_thinks_of_a_node_stands_beside_what_its_process_does() -> None:
+    shard_map = meta_pb2.ShardMap()
+    shard_map.CopyFrom(MAP)
+    shard_map.members[1].state = meta_pb2.Member.SUSPECT
+    shard_map.members[2].state = meta_pb2.Member.LEAVING
+    members = view.member_states(shard_map)
+    assert members == {"n1": "up", "n2": "suspect", "n3": "leaving"}
+    at = view.STATUS_COLUMNS.index("member")
+    assert view.status_row(silent("n2", Condition.PAUSED), members["n2"])[at] == "suspect"
+    assert view.status_row(silent("n4", Condition.RUNNING), members.get("n4"))[at] == "-"
+    assert view.node_document(silent("n3", Condition.RUNNING), members["n3"])["member"] == "leaving"
+
+
+def test_replicas_that_come_and_go_are_marked_and_told_by_their_own_id() -> None:
+    """n1 holds the one that leaves and, in its place, its successor, which is quarantined already."""
+    shard_map = meta_pb2.ShardMap()
+    shard_map.CopyFrom(MAP)
+    row = shard_map.shards[1]
+    first = next(each for each in row.replicas if each.node == "n1")
+    first.stage = meta_pb2.Replica.LEAVING
+    voter = next(each.node for each in row.replicas if each.node != "n1")
+    row.replicas.add(id=9, node="n1", stage=meta_pb2.Replica.LEARNER)
+    old = replica("leader", 8, 9)
+    old.replica = first.id
+    new = replica("quarantined", 0, 0, quarantine="torn")
+    new.replica = 9
+    shard = view.ring_documents(shard_map, [says("n1", old, new)])[1]
+    assert [(each["stage"], each["role"]) for each in shard["replicas"] if each["node"] == "n1"] == [
+        ("leaving", "leader"),
+        ("learner", "quarantined"),
+    ]
+    assert shard["preferred_leader"] == voter
+    assert {"-n1", "+n1!"} <= set(str(view.ring_row(shard)[3]).split())
+
+
+def test_moves_are_told_and_their_absence_too() -> None:
+    move = node_pb2.Move(shard=4, to="n4", why="rebalance", **{"from": "n1"})
+    further = node_pb2.Move(to="n5", why="meta")
+    driver = node_pb2.DriverStatusReply(moving=[move], waiting=[further], rebalancing=True, stuck="n9 is away")
+    assert view.moves_document(driver) == {
+        "rebalancing": True,
+        "moving": [{"shard": 4, "from": "n1", "to": "n4", "why": "rebalance"}],
+        "waiting": [{"shard": 0, "from": None, "to": "n5", "why": "meta"}],
+        "stuck": "n9 is away",
+    }
+    assert view.moves_text(driver) == [
+        "1 replica moves, 1 waits: shard 4 n1 -> n4 (rebalance)",
+        "stuck: n9 is away",
+    ]
+    assert view.move_row(further) == ["meta", "-", "n5", "meta"]
+    assert view.moves_text(node_pb2.DriverStatusReply()) == []
+    assert view.moves_document(None)["moving"] is None and view.moves_text(None)
 
 
 @pytest.mark.parametrize(
