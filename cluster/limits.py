@@ -74,7 +74,6 @@ class Limits:
     snapshot_chunk_bytes: int = bound(256 * KIB, 256, 4 * KIB)
     snapshots_sending_max: int = bound(2, 1, 2)  # per node
     snapshot_bytes_per_s: int = bound(32 * MIB, 64 * KIB, 32 * MIB)  # sent by one node, all its snapshots together
-    snapshot_deadline_ms: int = bound(120_000, 1000, 120_000)  # one transfer, from the first chunk to the answer
     snapshot_idle_ms: int = bound(20_000, 500, 20_000)  # without a chunk or an answer the attempt is given up
     snapshot_resume_ms: int = bound(30_000, 1000, 30_000)  # a broken one may go on where it stood for so long
     peer_hello_ms: int = bound(1000, 100, 1000)  # to connect and be greeted; then the attempt is given up
@@ -125,6 +124,10 @@ def check(limits: Limits) -> None:
     assert limits.election_ticks_min + 4 <= limits.election_ticks_max, "a range to draw from, or votes split for ever"
     assert limits.tick_ms * limits.election_ticks_min > 2 * limits.node_heartbeat_ms, "node heartbeats speak for shards"
     assert 0 < limits.lease_drift_percent < 50, "a lease outlives no election timeout"
+    assert limits.snapshot_chunk_bytes < limits.message_bytes_max, "a chunk fits a grpc message"
+    pair_bytes = limits.key_bytes_max + max(limits.value_bytes_max, limits.session_bytes_max)
+    turn_bytes = limits.snapshots_sending_max * (limits.snapshot_chunk_bytes + pair_bytes)
+    assert 1000 * turn_bytes < limits.snapshot_bytes_per_s * limits.snapshot_idle_ms, "a sender's turn comes in time"
     assert limits.scan_bytes_max + limits.value_bytes_max + limits.key_bytes_max < limits.message_bytes_max
     for each in fields(limits):
         assert getattr(limits, each.name) > 0, f"{each.name} must be positive"

@@ -20,6 +20,10 @@ class DiskFull(StorageFailed):
     """No space left. What was written of the round is undone or ignored at recovery."""
 
 
+class StateDamaged(StorageFailed):
+    """The state engine found that what it once wrote is no longer what is there. The log is not touched by that."""
+
+
 class File(Protocol):
     """An append-only file, or one opened for reading."""
 
@@ -72,7 +76,8 @@ class StateSnapshot(Protocol):
 
 
 class State(Protocol):
-    """The state engine of a node: an ordered byte-key map, written in atomic batches, durable after `flush` only."""
+    """The state engine of a node: an ordered byte-key map, written in atomic batches, durable after `flush` only.
+    StateDamaged, from then on for ever, when it finds itself corrupt."""
 
     def get(self, key: bytes) -> bytes | None: ...
 
@@ -162,9 +167,6 @@ class Channel(Protocol):
         """A unary call answered by a stream, without a deadline. ChannelBroken."""
 
     def stream(self, service: str, method: str) -> Stream: ...
-
-    async def send_all(self, service: str, method: str, requests: AsyncIterator[Any], *, timeout_s: float) -> Any:
-        """A stream of requests answered once. ChannelBroken; TimeoutError."""
 
     async def close(self) -> None: ...
 

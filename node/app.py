@@ -219,6 +219,7 @@ class Node:
             for replica in self.shards.replicas.values():
                 replica.wake_watchers()
             await self.server.stop(STOP_GRACE_S)
+            await self.snapshots.close()
             await self.peers.close()
             await self.close_storage()
         except Exception as error:  # say, the directory is gone: nothing acknowledged rests on a tidy end
@@ -256,6 +257,7 @@ class Node:
 
     async def abandon(self) -> None:
         """Ends every task and connection and tidies nothing, as a crash would; for tests and the simulator."""
+        await self.snapshots.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -7,7 +7,7 @@ hint that shortens a follower's wait; pre-vote keeps it safe.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 
 from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
@@ -16,6 +16,7 @@ from cluster.raft.messages import Message
 from node.replica import Replica
 from node.shards import Shards
 from node.snapshots import Snapshots
+from node.transport.snapshot_stream import Arriving
 from proto.gen import peer_pb2
 
 
@@ -81,15 +82,15 @@ class PeerEvents:
         beat = self.told.get(node)
         return beat is not None and beat.stopping
 
-    async def on_snapshot(
-        self, node: str, header: peer_pb2.SnapshotHeader, chunks: AsyncIterator[bytes]
-    ) -> peer_pb2.SnapshotReply:
+    def on_snapshot(
+        self, node: str, header: peer_pb2.SnapshotHeader, chunks: Arriving
+    ) -> AsyncGenerator[peer_pb2.SnapshotReply, None]:
         replica = self._shards.replicas.get(header.message.shard)
         if replica is None or replica.core.replica != header.message.receiver:
             raise TenfoldError(Code.WRONG_SHARD, f"shard {header.message.shard}: no such replica here")
         if replica.node_of.get(header.message.sender) != node:
             raise TenfoldError(Code.INVALID_ARGUMENT, f"sender: not a replica on node {node}")
-        return await self._snapshots.receive(replica, header, chunks)
+        return self._snapshots.receive(replica, node, header, chunks)
 
     def suspect(self, heard: dict[str, float]) -> None:
         """Called every tick with when each peer was last heard (monotonic seconds)."""

@@ -1,79 +1,166 @@
-"""Snapshots between nodes: streamed in chunks on the bulk channel, installed under a new generation.
+"""Snapshots between nodes: frozen and sent by a leader, over broken streams if need be; received by `installs`.
 
-Install (architecture section "storage"): chunks go under a new generation prefix; one batch switches generation and
-applied index; flush; then the log's base moves; then the old generation is deleted. A crash between any two of these
-leaves a replica that recovery brings to one side or the other.
+The state is frozen between two rounds, when all that is applied is in the engine, and stays frozen while it is sent. When the
+stream breaks, the next attempt goes on where the receiver stands; that ends after `snapshot_resume_ms` without progress,
+when the leader is deposed, and when the node stops. The frozen state is let go on every one of these ways.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
 
 import structlog
 
 from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
-from cluster.ports import ChannelBroken, Spawn
-from cluster.raft.messages import Message, MessageKind
+from cluster.ports import ChannelBroken, Spawn, StorageFailed
+from cluster.raft.messages import Message
+from cluster.raft.progress import ProgressState
 from cluster.types import Role
+from node.installs import Installs
 from node.pump import Pump
 from node.replica import Replica
-from node.storage.view import NodeState, SnapshotSink, SnapshotSource
-from node.transport.codec import from_wire, to_wire
+from node.storage.view import NodeState, SnapshotSource
+from node.transport.codec import to_wire
 from node.transport.peers import Peers
+from node.transport.snapshot_stream import Arriving
 from proto.gen import peer_pb2
+
+PAUSES_S = (0.05, 0.2, 0.5, 1.0, 2.0)
+"""Before each further attempt; the last repeats."""
+
+AGAIN = frozenset({Code.UNAVAILABLE, Code.OVERLOADED, Code.SHUTTING_DOWN})
+"""Of the receiver's errors, those that a further attempt may get over."""
 
 log = structlog.get_logger("snapshots")
 
 
+class Sending:
+    """One frozen state on its way to one follower, in chunks as `SnapshotSource` gives them."""
+
+    def __init__(
+        self, replica: Replica, message: Message, header: peer_pb2.SnapshotHeader, source: SnapshotSource
+    ) -> None:
+        self.header = header
+        self._replica = replica
+        self._message = message
+        self._source = source
+        self.seek = source.seek
+        self.settle = source.settle
+        self.close = source.close
+
+    @property
+    def number(self) -> int:
+        return self._source.number
+
+    @property
+    def settled(self) -> int:
+        return self._source.settled
+
+    @property
+    def digest(self) -> int:
+        return self._source.digest
+
+    async def read(self) -> bytes | None:
+        self.check()
+        return await self._source.read()
+
+    def check(self) -> None:
+        """TenfoldError when nobody wants it any more: it was asked for in a term that has passed, or the follower is gone
+        or got what it lacked in another way."""
+        core = self._replica.core
+        if core.role is not Role.LEADER or core.term != self._message.term:
+            raise TenfoldError(Code.NOT_LEADER)
+        progress = core.progress.get(self._message.receiver)
+        if progress is None or progress.state is not ProgressState.SNAPSHOT:
+            raise TenfoldError(Code.WRONG_SHARD, "the follower does not wait for it any more")
+
+
 class Snapshots:
-    """Sends what a leader's core asks for and installs what arrives. Bounded: `snapshots_sending_max` at a time."""
+    """Sends what a leader's core asks for. Bounded: `snapshots_sending_max` attempts at a time, and as many that broke off
+    and wait."""
 
     def __init__(self, pump: Pump, peers: Peers, state: NodeState, spawn: Spawn, limits: Limits) -> None:
         self.sent = 0
-        self.installed = 0
+        self.installs = Installs(pump, state, self._start, limits)
         self._pump = pump
         self._peers = peers
-        self._state = state
         self._spawn = spawn
         self._limits = limits
-        self._sending = 0
+        self._active = 0
+        self._open = 0
+        self._frozen = 0
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        self._closing = False
+        self._ended = asyncio.Event()
 
-    # -- the leader's side ---------------------------------------------------------------------------------------------
+    @property
+    def installed(self) -> int:
+        return self.installs.installed
+
+    def receive(
+        self, replica: Replica, node: str, header: peer_pb2.SnapshotHeader, chunks: Arriving
+    ) -> AsyncGenerator[peer_pb2.SnapshotReply, None]:
+        return self.installs.receive(replica, node, header, chunks)
+
+    def forget(self, replica: Replica) -> None:
+        """The replica is taken from this node, or quarantined; to be called before its state is deleted."""
+        self.installs.forget(replica)
+
+    async def close(self) -> None:
+        """Before the storage is closed: ends every sending and lets go what is frozen. Nothing is installed any more."""
+        self._closing = True
+        self.installs.close()
+        for task in list(self._tasks):
+            task.cancel()
+        while self._tasks:
+            self._ended.clear()
+            await self._ended.wait()
+
+    # -- sending -------------------------------------------------------------------------------------------------------
 
     def send(self, replica: Replica, message: Message) -> None:
         """Called by the pump in a round; the core asks again later when this one was refused or failed."""
-        if self._sending >= self._limits.snapshots_sending_max:
+        most = self._limits.snapshots_sending_max
+        if self._active >= most or self._open >= 2 * most or message.receiver not in replica.node_of:
             self._finished(replica, message, ok=False)
             return
-        self._sending += 1
-        self._spawn(self._send(replica, message), f"snapshot-{replica.shard}")
+        self._active += 1
+        self._open += 1
+        self._start(self._send(replica, message), f"snapshot-{replica.shard}")
 
     async def _send(self, replica: Replica, message: Message) -> None:
         ok = False
         node = replica.node_of[message.receiver]
         try:
-            header, chunks = await self._freeze(replica, message)
+            sending = await self._freeze(replica, message)
             try:
-                reply = await self._peers.send_snapshot(node, header, chunks.chunks())
+                reply = await self._deliver(sending, node)
             finally:
-                chunks.close()
+                sending.close()
             ok = reply.accepted
             if ok:
                 self.sent += 1
             log.info("snapshot sent", shard=replica.shard, to=node, index=message.index, ok=ok, reason=reply.reason)
         except (ChannelBroken, TimeoutError, TenfoldError) as error:
             log.info("snapshot not sent", shard=replica.shard, to=node, reason=str(error))
+        except StorageFailed as error:
+            self._start(self.installs.fail(error), "storage failed")
         finally:
-            self._sending -= 1
+            self._active -= 1
+            self._open -= 1
             self._finished(replica, message, ok=ok)
 
-    async def _freeze(self, replica: Replica, message: Message) -> tuple[peer_pb2.SnapshotHeader, SnapshotSource]:
+    async def _freeze(self, replica: Replica, message: Message) -> Sending:
         """The state between two rounds, when all that is applied is in the engine; `message` is set to that point."""
-        frozen: list[tuple[peer_pb2.SnapshotHeader, SnapshotSource]] = []
+        frozen: list[Sending] = []
+        wanted = True
 
         async def job() -> None:
+            if not wanted:
+                return
             if self._pump.batch_pending:
                 raise TenfoldError(Code.OVERLOADED, "the state engine stalls")
             if replica.core.role is not Role.LEADER or replica.core.term != message.term:
@@ -83,82 +170,77 @@ class Snapshots:
             header = peer_pb2.SnapshotHeader(
                 message=to_wire(replica.shard, message),
                 time_ms=replica.applier.time_ms,
+                id=self._next_id(),
             )
-            frozen.append((header, replica.state.snapshot()))
-
-        await self._pump.exclusively(job)
-        return frozen[0]
-
-    def _finished(self, replica: Replica, message: Message, *, ok: bool) -> None:
-        replica.core.snapshot_finished(message.receiver, message.index, ok)
-        replica.touch()
-
-    # -- the follower's side -------------------------------------------------------------------------------------------
-
-    async def receive(
-        self, replica: Replica, header: peer_pb2.SnapshotHeader, chunks: AsyncIterator[bytes]
-    ) -> peer_pb2.SnapshotReply:
-        """Takes the chunks of one snapshot; accepted once it is installed and the log's base has moved."""
-        message = from_wire(header.message)
-        assert message.kind == MessageKind.SNAPSHOT
-        if replica.installing:
-            return peer_pb2.SnapshotReply(accepted=False, reason="another snapshot is being installed")
-        if not replica.core.wants_snapshot(message):
-            replica.receive(message)  # the core answers with what it has
-            return peer_pb2.SnapshotReply(accepted=False, reason="not wanted")
-        replica.installing = True
-        sink = replica.state.begin_install()
-        try:
-            async for pairs in chunks:
-                await sink.add(pairs)
-        except BaseException:
-            sink.abort()
-            replica.installing = False
-            raise
-        # From here on the install is the node's own affair: the sender may die, and this call with it.
-        installed: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._spawn(self._install(replica, sink, header, message, installed), f"install-{replica.shard}")
-        accepted = await asyncio.shield(installed)
-        return peer_pb2.SnapshotReply(accepted=accepted, reason="" if accepted else "no longer wanted")
-
-    async def _install(
-        self,
-        replica: Replica,
-        sink: SnapshotSink,
-        header: peer_pb2.SnapshotHeader,
-        message: Message,
-        installed: asyncio.Future[bool],
-    ) -> None:
-        done = False
-
-        async def job() -> None:
-            nonlocal done
-            if self._pump.batch_pending or not replica.core.wants_snapshot(message):
-                sink.abort()
-                return
-            assert not replica.to_apply, "what is handed out is applied before a job runs"
-            sink.commit(message.index, message.log_term, header.time_ms)
-            replica.applier.load(replica.state.view, header.time_ms)
-            replica.core.step(message)  # at once: nothing that waits in the inbox may come between
-            assert replica.core.commit_index == message.index, "a wanted snapshot is accepted"
-            replica.touch()
-            await self._state.flush()  # before the log's base moves, which the next round does
-            done = True
+            frozen.append(Sending(replica, message, header, replica.state.snapshot()))
 
         try:
             await self._pump.exclusively(job)
-            if done:
-                await self._pump.exclusively(_nothing)  # the round in which the base moved is synced
-                sink.finish()
-                self.installed += 1
-                log.info("snapshot installed", shard=replica.shard, index=message.index)
-        except TenfoldError as error:
-            log.info("snapshot not installed", shard=replica.shard, reason=error.message)
+        except asyncio.CancelledError:
+            wanted = False
+            for sending in frozen:
+                sending.close()
+            raise
+        return frozen[0]
+
+    def _next_id(self) -> int:
+        """No other snapshot of this node has or had it, at whatever start."""
+        self._frozen += 1
+        return self._peers.identity.incarnation << 32 | self._frozen
+
+    async def _deliver(self, sending: Sending, node: str) -> peer_pb2.SnapshotReply:
+        """Attempt after attempt, as long as one of them gets on within `snapshot_resume_ms`."""
+        loop = asyncio.get_running_loop()
+        patience_s = self._limits.snapshot_resume_ms / 1000
+        give_up_at, failures = loop.time() + patience_s, 0
+        while True:
+            stood = sending.settled
+            try:
+                return await self._peers.send_snapshot(node, sending.header, sending)
+            except (ChannelBroken, TimeoutError, TenfoldError) as error:
+                if isinstance(error, TenfoldError) and error.code not in AGAIN:
+                    raise
+                problem = error
+            if sending.settled != stood:
+                give_up_at, failures = loop.time() + patience_s, 0
+            while True:
+                pause_s = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
+                failures += 1
+                if loop.time() + pause_s > give_up_at:
+                    raise problem
+                await self._pause(pause_s)
+                sending.check()
+                if self._active <= self._limits.snapshots_sending_max:
+                    break
+            log.info("snapshot goes on", to=node, chunk=sending.settled, after=str(problem))
+
+    async def _pause(self, seconds: float) -> None:
+        """Leaves the place to another sending meanwhile."""
+        self._active -= 1
+        try:
+            await asyncio.sleep(seconds)
         finally:
-            replica.installing = False
-            if not installed.done():
-                installed.set_result(done)
+            self._active += 1
 
+    def _finished(self, replica: Replica, message: Message, *, ok: bool) -> None:
+        if message.receiver in replica.core.progress:
+            replica.core.snapshot_finished(message.receiver, message.index, ok)
+        replica.touch()
 
-async def _nothing() -> None:
-    return None
+    # -- tasks ---------------------------------------------------------------------------------------------------------
+
+    def _start(self, work: Coroutine[Any, Any, None], name: str) -> Any:
+        return self._spawn(self._tracked(work), name)
+
+    async def _tracked(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._closing:
+            work.close()
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks[task] = None
+        try:
+            await work
+        finally:
+            del self._tasks[task]
+            self._ended.set()

@@ -9,7 +9,7 @@ defaults a node that is back stays unreachable for four seconds.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
@@ -65,15 +65,6 @@ async def _opened(call: Any) -> bool:
     except asyncio.CancelledError:
         if _cancelled_from_outside():
             raise
-        return False
-    return True
-
-
-async def _unless_ended(step: Awaitable[Any]) -> bool:
-    """Takes one step of a call; False if the call has ended, which says itself why."""
-    try:
-        await step
-    except (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError):
         return False
     return True
 
@@ -166,38 +157,6 @@ class GrpcChannel:
     def stream(self, service: str, method: str) -> GrpcStream:
         return GrpcStream(self._multicallable(service, method)())
 
-    async def send_all(self, service: str, method: str, requests: AsyncIterator[Any], *, timeout_s: float) -> Any:
-        """Ends with the answer, even if that comes before the last request. Also raises what `requests` raises. The
-        other end cannot tell a broken stream from a whole one: mark the last request. An answer that overtakes a write
-        in flight may be lost to ChannelBroken."""
-        call = self._multicallable(service, method)(timeout=timeout_s)
-        writing = asyncio.ensure_future(self._write_all(call, requests))
-        try:
-            return await call
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from None
-        except asyncio.CancelledError:
-            if _cancelled_from_outside():
-                raise
-            failed = writing.exception() if writing.done() and not writing.cancelled() else None
-            raise failed or ChannelBroken(f"{self.address}: the channel was closed") from None
-        finally:
-            call.cancel()
-            writing.cancel()
-            await asyncio.gather(writing, return_exceptions=True)
-
-    async def _write_all(self, call: Any, requests: AsyncIterator[Any]) -> None:
-        if not await _opened(call):
-            return
-        try:
-            async for request in requests:
-                if not await _unless_ended(call.write(request)):
-                    return
-        except Exception:
-            call.cancel()
-            raise
-        await _unless_ended(call.done_writing())
-
     async def close(self) -> None:
         """Cancels what is open: its callers get ChannelBroken. May be called twice."""
         if not self._closed:
@@ -217,7 +176,6 @@ class GrpcChannel:
         makers = {
             (False, False): self._channel.unary_unary,
             (False, True): self._channel.unary_stream,
-            (True, False): self._channel.stream_unary,
             (True, True): self._channel.stream_stream,
         }
         maker = makers[each.client_streaming, each.server_streaming]

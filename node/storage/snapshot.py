@@ -1,5 +1,8 @@
 """One shard's state as a stream of chunks, and the way in: written under a new generation, then switched to.
 
+Either end may stop anywhere and go on: the frozen state is cut into the same chunks each time it is read, and a chunk
+written twice changes nothing. Both read and write in slices of at most `SLICE_PAIRS`, between which the loop is free.
+
 Install (architecture, "storage"): chunks go under a new generation; one batch switches generation and applied index;
 flush; then the caller moves the log's base; then `finish` deletes the old generation. A crash leaves one side or the
 other, and `ShardState.clean` deletes the generation that does not count.
@@ -12,6 +15,8 @@ import struct
 from collections.abc import Iterator
 from typing import Protocol
 
+import xxhash
+
 from cluster.errors import Code, TenfoldError
 from cluster.ports import State, StateSnapshot
 from node.storage.failpoints import failpoint
@@ -21,6 +26,10 @@ PAIR = struct.Struct("<II")
 """Lengths of key and value, before each pair."""
 
 STALL_RETRY_S = 0.02
+
+SLICE_PAIRS = 256
+"""Read or written without letting the loop go on: half a millisecond with small pairs."""
+SLICE_BYTES = 64 * 1024
 
 
 class Owner(Protocol):
@@ -33,9 +42,11 @@ class Owner(Protocol):
 
 
 class SnapshotSource:
-    """One shard as it was in the engine. `applied_index`, `applied_term`, `time_ms` belong to what it holds."""
+    """One shard as it was in the engine, read in chunks from 0 on. `applied_index`, `applied_term`, `time_ms` belong to
+    what it holds. `number` is the next chunk's, `settled` the first that has not surely arrived. One reader at a time."""
 
     def __init__(self, frozen: StateSnapshot, shard: int, chunk_bytes: int) -> None:
+        self.number = self.settled = 0
         self._frozen = frozen
         self._chunk_bytes = chunk_bytes
         self.generation = self.applied_index = self.applied_term = self.time_ms = 0
@@ -43,73 +54,126 @@ class SnapshotSource:
         for _, value in frozen.scan(key, key + b"\0"):
             self.generation, self.applied_index, self.applied_term, self.time_ms = read_header(value, shard)
         self._prefix = data_prefix(shard, self.generation)
+        self._digest = xxhash.xxh3_64()
+        self._starts: dict[int, tuple[bytes, xxhash.xxh3_64]] = {0: (self._prefix, self._digest.copy())}
+        self._pairs: Iterator[tuple[bytes, bytes]] | None = None
+        self._held: tuple[bytes, bytes] | None = None  # read, and the first of the next chunk
 
-    def chunks(self) -> Iterator[bytes]:
-        """Pairs with their lengths, keys without the generation. A chunk is at most `snapshot_chunk_bytes` long unless a
-        single pair is longer."""
-        cut, size = len(self._prefix), 0
+    @property
+    def digest(self) -> int:
+        """xxh3_64 over what all chunks before `number` hold."""
+        return int(self._digest.intdigest())
+
+    def seek(self, number: int) -> None:
+        """The next chunk to be read: 0, or any that was read and is not settled. TenfoldError for another."""
+        if number not in self._starts:
+            raise TenfoldError(Code.INVALID_ARGUMENT, f"snapshot: chunk {number} was not sent, or is settled")
+        self._forget_scan()
+        self.number = self.settled = number
+        self._digest = self._starts[number][1].copy()
+
+    def settle(self, number: int) -> None:
+        """The chunks before `number` have arrived: `seek` goes back to none of them but to 0."""
+        self.settled = number
+        for each in [each for each in self._starts if 0 < each < number]:
+            del self._starts[each]
+
+    async def read(self) -> bytes | None:
+        """The next chunk: pairs with their lengths, keys without the generation; None after the last. At most
+        `snapshot_chunk_bytes` long unless a single pair is longer. One that was broken off is read again after `seek`."""
+        if self._pairs is None:
+            self._pairs = self._frozen.scan(self._starts[self.number][0], after(self._prefix))
+            self._held = next(self._pairs, None)
+        if self._held is None:
+            return None
+        chunk = await self._chunk(self._pairs)
+        self._digest.update(chunk)
+        self.number += 1
+        start = self._held[0] if self._held is not None else after(self._prefix)
+        self._starts[self.number] = (start, self._digest.copy())
+        return chunk
+
+    async def _chunk(self, pairs: Iterator[tuple[bytes, bytes]]) -> bytes:
+        cut, size, taken = len(self._prefix), 0, 0
         pieces: list[bytes] = []
-        for key, value in self._frozen.scan(self._prefix, after(self._prefix)):
+        while self._held is not None:
+            key, value = self._held
             length = PAIR.size + len(key) - cut + len(value)
             if pieces and size + length > self._chunk_bytes:
-                yield b"".join(pieces)
-                pieces, size = [], 0
+                break
             pieces += (PAIR.pack(len(key) - cut, len(value)), key[cut:], value)
             size += length
-        if pieces:
-            yield b"".join(pieces)
+            taken += 1
+            if taken % SLICE_PAIRS == 0:
+                await asyncio.sleep(0)
+            self._held = next(pairs, None)
+        return b"".join(pieces)
+
+    def _forget_scan(self) -> None:
+        """Ends a scan at once: one that only waits to be collected would keep the engine's iterator."""
+        close = getattr(self._pairs, "close", None)
+        if close is not None:
+            close()
+        self._pairs = self._held = None
 
     def close(self) -> None:
+        """Lets the engine go on; may be called twice."""
+        self._forget_scan()
         self._frozen.close()
 
 
 class SnapshotSink:
     """Writes a snapshot beside the state that counts, and switches to it at the end."""
 
-    def __init__(self, owner: Owner, state: State, chunk_bytes: int) -> None:
+    def __init__(self, owner: Owner, state: State, slice_bytes: int = SLICE_BYTES) -> None:
         self.generation = (owner.generation + 1) % GENERATIONS
+        self._slice_bytes = slice_bytes
         self._owner = owner
         self._state = state
-        self._chunk_bytes = chunk_bytes
         self._old = data_prefix(owner.shard, owner.generation)
         self._new = data_prefix(owner.shard, self.generation)
         self._open = True
         self._committed = False
 
     async def add(self, pairs: bytes) -> None:
-        """One chunk as `SnapshotSource.chunks` gave it; waits while the engine stalls. TenfoldError for a malformed one."""
-        assert self._open, "the install has ended"
+        """One chunk as `SnapshotSource.read` gave it; waits while the engine stalls. TenfoldError for a malformed one and
+        once the install was given up."""
         batch: dict[bytes, bytes | None] = {}
         size = 0
         for key, value in read_pairs(pairs):
             batch[self._new + key] = value
             size += len(key) + len(value)
-            if size >= self._chunk_bytes:
+            if size >= self._slice_bytes or len(batch) >= SLICE_PAIRS:
                 await self._write(batch)
                 batch, size = {}, 0
+                await asyncio.sleep(0)
         await self._write(batch)
         failpoint("install.chunk")
 
     async def _write(self, batch: dict[bytes, bytes | None]) -> None:
-        while batch and not self._state.write(batch):
+        while True:
+            if not self._open:
+                raise TenfoldError(Code.UNAVAILABLE, f"shard {self._owner.shard}: the install was given up")
+            if not batch or self._state.write(batch):
+                return
             await asyncio.sleep(STALL_RETRY_S)
 
     def commit(self, index: int, term: int, time_ms: int) -> None:
         """The new generation counts, with its applied index, in one batch; durable after a flush. When the engine stalls:
-        Overloaded, nothing changed and the install is given up."""
+        Overloaded, and nothing changed: it may be tried again."""
         assert self._open, "the install has ended"
         failpoint("install.before")
         if not self._owner.switch(self.generation, index, term, time_ms):
-            self.abort()
             raise TenfoldError(Code.OVERLOADED, f"shard {self._owner.shard}: the state engine stalls")
         self._open, self._committed = False, True
         failpoint("install.switched")
 
-    def abort(self) -> None:
-        """Gives up; what was written is deleted. Without effect after `commit`."""
+    def abort(self, *, delete: bool = True) -> None:
+        """Gives up; what was written is deleted, unless the caller knows better. Without effect after `commit`."""
         if self._open:
             self._open = False
-            self._state.delete_range(self._new, after(self._new))
+            if delete:
+                self._state.delete_range(self._new, after(self._new))
 
     def finish(self) -> None:
         """Deletes the old generation; to be called when the switch is durable and the log's base has moved."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import AsyncIterator
 
-from cluster.errors import invalid
+from cluster.errors import Code, TenfoldError, invalid
 from cluster.ports import ChannelBroken
 from node.transport.context import Context
 from node.transport.peers import Peers
@@ -19,6 +18,7 @@ class PeerService:
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
         self._in_force: dict[str, Context] = {}
+        self._snapshots: dict[tuple[str, int], Context] = {}
 
     async def frames(self, requests: AsyncIterator[peer_pb2.Frame], context: Context) -> AsyncIterator[peer_pb2.Frame]:
         node = ""
@@ -43,30 +43,27 @@ class PeerService:
 
     async def snapshot(
         self, requests: AsyncIterator[peer_pb2.SnapshotChunk], context: Context
-    ) -> peer_pb2.SnapshotReply:
-        first = await anext(requests, None)
-        if first is None or not first.HasField("header"):
-            raise invalid("header", "missing in the first chunk")
-        self._peers.check(first.header.hello)
-        node = first.header.hello.node
+    ) -> AsyncIterator[peer_pb2.SnapshotReply]:
+        """One stream per peer and shard is in force, as above. What breaks it off here is UNAVAILABLE to the sender."""
+        chunks = self._peers.arriving(requests)
+        replies = stream = None
         try:
-            return await self._peers.handler.on_snapshot(node, first.header, _whole(first, requests))
+            header = await chunks.header()
+            self._peers.check(header.hello)
+            node, shard = header.hello.node, header.message.shard
+            stream = (node, shard)
+            replaced = self._snapshots.get(stream)
+            self._snapshots[stream] = context
+            if replaced is not None:
+                replaced.cancel()
+            replies = self._peers.handler.on_snapshot(node, header, chunks)
+            async for reply in replies:
+                yield reply
         except ChannelBroken as error:
-            self._peers.log.warning(
-                "snapshot broken off", peer=node, shard=first.header.message.shard, problem=str(error)
-            )
-            return peer_pb2.SnapshotReply(accepted=False, reason=str(error))
-
-
-async def _whole(first: peer_pb2.SnapshotChunk, rest: AsyncIterator[peer_pb2.SnapshotChunk]) -> AsyncIterator[bytes]:
-    """The chunks' bytes; ends only after the one marked last. ChannelBroken for damage or a stream cut short."""
-    chunk: peer_pb2.SnapshotChunk | None = first
-    while chunk is not None:
-        if zlib.crc32(chunk.pairs) != chunk.crc:
-            raise ChannelBroken("a chunk came damaged: its CRC does not match")
-        if chunk.pairs:
-            yield chunk.pairs
-        if chunk.last:
-            return
-        chunk = await anext(rest, None)
-    raise ChannelBroken("the snapshot was cut short")
+            self._peers.log.warning("snapshot broken off", stream=stream, problem=str(error))
+            raise TenfoldError(Code.UNAVAILABLE, str(error)) from None
+        finally:
+            if replies is not None:
+                await replies.aclose()
+            if stream is not None and self._snapshots.get(stream) is context:
+                del self._snapshots[stream]

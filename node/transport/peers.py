@@ -181,9 +181,7 @@ class Peers:
             for link in self._links.values():
                 link.beat(changed=True)
 
-    async def send_snapshot(
-        self, node: str, header: peer_pb2.SnapshotHeader, pieces: Pieces
-    ) -> peer_pb2.SnapshotReply:
+    async def send_snapshot(self, node: str, header: peer_pb2.SnapshotHeader, pieces: Pieces) -> peer_pb2.SnapshotReply:
         """One attempt over the bulk channel, from where the receiver stands. The header's hello is filled in.
         ChannelBroken, TimeoutError, TenfoldError: the peer may or may not have installed it. Also raises what `pieces`
         raises; then the peer installs nothing."""

@@ -122,11 +122,10 @@ class Server:
                 else grpc.unary_stream_rpc_method_handler
             )
             return make(self._streaming(method, function), **serializers)
-        make = grpc.stream_unary_rpc_method_handler if method.client_streaming else grpc.unary_unary_rpc_method_handler
-        return make(self._single(method, function), **serializers)
+        return grpc.unary_unary_rpc_method_handler(self._single(method, function), **serializers)
 
     def _single(self, method: Method, function: Callable[..., Any]) -> Callable[..., Any]:
-        bound = self._streams if method.client_streaming else self._calls
+        bound = self._calls
 
         async def serve(request: Any, grpc_context: Any) -> Any:
             if bound.full():
@@ -135,8 +134,7 @@ class Server:
                 await self._refuse(grpc_context, TenfoldError(Code.SHUTTING_DOWN))
             bound.used += 1
             try:
-                requests = _RequestStream(grpc_context) if method.client_streaming else request
-                return await function(requests, Context(grpc_context))
+                return await function(request, Context(grpc_context))
             except TenfoldError as error:
                 problem = error
             except Exception as error:

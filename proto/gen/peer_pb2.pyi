@@ -208,13 +208,20 @@ Global___Frame: _TypeAlias = Frame  # noqa: Y015
 
 @_typing.final
 class SnapshotHeader(_message.Message):
+    """One stream carries one snapshot. It opens with a chunk that has only the header; the receiver answers where to begin: at 0,
+    or, when it still holds the first chunks of the very same snapshot, after those. Chunks are numbered from 0.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     TIME_MS_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
     time_ms: _builtins.int
     """shard time at that index"""
+    id: _builtins.int
+    """given by the sender when it froze the state: tells a resumed snapshot from another one"""
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
@@ -227,10 +234,11 @@ class SnapshotHeader(_message.Message):
         hello: Global___Hello | None = ...,
         message: Global___RaftMessage | None = ...,
         time_ms: _builtins.int = ...,
+        id: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "message", b"message", "time_ms", b"time_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "id", b"id", "message", b"message", "time_ms", b"time_ms"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,29 +249,37 @@ class SnapshotChunk(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
     PAIRS_FIELD_NUMBER: _builtins.int
     CRC_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
     pairs: _builtins.bytes
-    """state pairs, length-prefixed (node/storage/view.py)"""
+    """state pairs, length-prefixed (node/storage/snapshot.py)"""
     crc: _builtins.int
     """of pairs"""
     last: _builtins.bool
+    """no pairs; `digest` covers everything"""
+    digest: _builtins.int
+    """xxh3_64 over the pairs of all chunks"""
     @_builtins.property
     def header(self) -> Global___SnapshotHeader:
-        """in the first chunk only"""
+        """in the first message only"""
 
     def __init__(
         self,
         *,
         header: Global___SnapshotHeader | None = ...,
+        number: _builtins.int = ...,
         pairs: _builtins.bytes = ...,
         crc: _builtins.int = ...,
         last: _builtins.bool = ...,
+        digest: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc", b"crc", "header", b"header", "last", b"last", "pairs", b"pairs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["crc", b"crc", "digest", b"digest", "header", b"header", "last", b"last", "number", b"number", "pairs", b"pairs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -273,19 +289,27 @@ Global___SnapshotChunk: _TypeAlias = SnapshotChunk  # noqa: Y015
 class SnapshotReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    NEXT_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    next: _builtins.int
+    """the first number not yet taken"""
+    done: _builtins.bool
+    """the last reply: installed, or refused for `reason`"""
     accepted: _builtins.bool
     reason: _builtins.str
     def __init__(
         self,
         *,
+        next: _builtins.int = ...,
+        done: _builtins.bool = ...,
         accepted: _builtins.bool = ...,
         reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "done", b"done", "next", b"next", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -87,7 +87,7 @@ def installed(source: ShardWorld, limits: Limits) -> ShardWorld:
 async def _install(source: ShardWorld, other: ShardWorld) -> None:
     snapshot = source.state.snapshot()
     sink = other.state.begin_install()
-    for chunk in snapshot.chunks():
+    while (chunk := await snapshot.read()) is not None:
         await sink.add(chunk)
     sink.commit(snapshot.applied_index, snapshot.applied_term, snapshot.time_ms)
     sink.finish()

@@ -139,7 +139,7 @@ async def test_a_replica_far_behind_gets_a_snapshot_with_its_sessions() -> None:
         await world.until(
             lambda: replica.core.applied_index >= leader.shards.replicas[1].core.commit_index, "caught up"
         )
-        assert node.snapshots.installed == 1
+        await world.until(lambda: node.snapshots.installed == 1, "a snapshot was installed")
         assert replica.state.digest() == leader.shards.replicas[1].state.digest()
         replica.applier.check_invariants()
         other = next(name for name in world.names if name not in (late, leader.config.node))

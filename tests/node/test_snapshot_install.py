@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,8 @@ from cluster.errors import Code, TenfoldError
 from cluster.limits import DEFAULT
 from cluster.raft.messages import Message, MessageKind
 from node.app import Node
+from node.snapshots import Sending
+from node.transport.snapshot_stream import Arriving
 from proto.gen import kv_pb2, node_pb2, peer_pb2
 from tests.node.cluster_world import ClusterWorld, Context
 
@@ -29,6 +32,20 @@ async def one_falls_behind(world: ClusterWorld) -> tuple[Node, str]:
     for i in range(50):
         assert (await world.put(b"key-%d" % i, b"x" * 100)).code == 0
     return leader, late
+
+
+async def every(sending: Sending) -> list[peer_pb2.SnapshotChunk]:
+    """All chunks that a sender would send, whatever its core thinks."""
+    chunks = []
+    source = sending._source
+    while (pairs := await source.read()) is not None:
+        chunks.append(peer_pb2.SnapshotChunk(number=source.number - 1, pairs=pairs, crc=zlib.crc32(pairs)))
+    return [*chunks, peer_pb2.SnapshotChunk(number=source.number, last=True, digest=source.digest)]
+
+
+async def stream_of(chunks: list[peer_pb2.SnapshotChunk]) -> AsyncIterator[peer_pb2.SnapshotChunk]:
+    for chunk in chunks:
+        yield chunk
 
 
 async def test_the_sender_dies_while_the_receiver_flushes() -> None:
@@ -62,27 +79,27 @@ async def test_an_install_whose_sender_died_is_not_mixed_with_the_next() -> None
         node = await world.start(late)
         receive = node.snapshots.receive
 
-        async def refuse(*_: object) -> peer_pb2.SnapshotReply:
-            return peer_pb2.SnapshotReply(accepted=False, reason="driven by hand")
+        async def refuse(*_: object) -> AsyncGenerator[peer_pb2.SnapshotReply, None]:
+            yield peer_pb2.SnapshotReply(done=True, reason="driven by hand")
 
         node.snapshots.receive = refuse  # type: ignore[method-assign]
         replica = node.shards.replicas[1]
         message = Message(MessageKind.SNAPSHOT, sender.core.replica, replica.core.replica, sender.core.term)
-        header, source = await leader.snapshots._freeze(sender, message)
-        pieces = list(source.chunks())
-        source.close()
+        sending = await leader.snapshots._freeze(sender, message)
+        header, chunks = sending.header, await every(sending)
+        sending.close()
 
-        async def whole() -> AsyncIterator[bytes]:
-            for piece in pieces:
-                yield piece
+        async def answers() -> list[peer_pb2.SnapshotReply]:
+            arriving = Arriving(stream_of(chunks), SHORT_LOGS)
+            return [reply async for reply in receive(replica, leader.config.node, header, arriving)]
 
         until_free = asyncio.Event()
         holding = asyncio.ensure_future(node.pump.exclusively(until_free.wait))  # type: ignore[arg-type]
-        first = asyncio.ensure_future(receive(replica, header, whole()))
+        first = asyncio.ensure_future(answers())
         await world.until(lambda: replica.installing and node.pump.jobs_waiting, "the install waits for the pump")
         first.cancel()
-        second = await receive(replica, header, whole())
-        assert not second.accepted, "one install at a time, and the first is still under way"
+        (second,) = await answers()
+        assert second.done and not second.accepted, "one install at a time, and the first is still under way"
         until_free.set()
         await holding
         await world.until(lambda: not replica.installing, "the first install ended")
@@ -116,9 +133,9 @@ async def test_a_replica_that_waits_for_its_snapshot_admits_its_age() -> None:
         written = asyncio.get_running_loop().time()
         node = await world.start(late)
 
-        async def never(*_: object) -> peer_pb2.SnapshotReply:
+        async def never(*_: object) -> AsyncGenerator[peer_pb2.SnapshotReply, None]:
             await asyncio.Event().wait()
-            raise AssertionError
+            yield peer_pb2.SnapshotReply()
 
         node.snapshots.receive = never  # type: ignore[method-assign]
         replica = node.shards.replicas[1]

@@ -228,7 +228,7 @@ async def install_snapshots(directory: Path) -> None:
         state.write({data_prefix(2, 0) + b"kv/" + key: value for key, value in side(number).items()})
         frozen = source.snapshot()
         sink = target.begin_install()
-        for chunk in frozen.chunks():
+        while (chunk := await frozen.read()) is not None:
             await sink.add(chunk)
         frozen.close()
         sink.commit(number, 1, 0)

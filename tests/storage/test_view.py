@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,8 @@ from node.storage.identity import Identity
 from node.storage.layout import after, data_prefix, header_key
 from node.storage.memory import ForgettingState, MemoryState
 from node.storage.rocks_state import RocksState
-from node.storage.view import NodeState, ShardState, SnapshotSink, StateBatch
+from node.storage.snapshot import PAIR, SLICE_PAIRS, read_pairs
+from node.storage.view import NodeState, ShardState, SnapshotSink, SnapshotSource, StateBatch
 from tests.storage.storage_world import drive
 
 SMALL = Limits(snapshot_chunk_bytes=256)
@@ -161,6 +163,14 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[State]:
     opened.close()
 
 
+async def every(source: SnapshotSource) -> list[bytes]:
+    """The chunks that are left."""
+    chunks = []
+    while (chunk := await source.read()) is not None:
+        chunks.append(chunk)
+    return chunks
+
+
 async def install(sink: SnapshotSink, chunks: list[bytes]) -> None:
     for chunk in chunks:
         await sink.add(chunk)
@@ -171,7 +181,7 @@ async def test_a_snapshot_is_installed_elsewhere_with_the_same_digest(engine: St
     frozen = source.snapshot()
     digest, before = source.digest(), content(source)
     engine.write({data_prefix(1, 0) + b"kv/later": b"x"})
-    chunks = list(frozen.chunks())
+    chunks = await every(frozen)
     assert (frozen.applied_index, frozen.applied_term, frozen.time_ms) == (39, 2, 39)
     frozen.close()
     assert source.digest() != digest != target.digest()
@@ -193,8 +203,57 @@ def test_chunks_are_bounded_unless_one_pair_is_longer() -> None:
     engine = MemoryState()
     engine.write({data_prefix(1, 0) + b"kv/%03d" % n: bytes(60) for n in range(100)})
     engine.write({data_prefix(1, 0) + b"kv/big": bytes(5000)})
-    sizes = [len(chunk) for chunk in ShardState(engine, 1, StateBatch(), SMALL).snapshot().chunks()]
+    sizes = [len(chunk) for chunk in drive(every(ShardState(engine, 1, StateBatch(), SMALL).snapshot()))]
     assert sorted(sizes)[-1] > 5000 and max(sorted(sizes)[:-1]) <= 256 and len(sizes) < 40
+
+
+async def test_a_source_goes_on_from_any_chunk_that_is_not_settled(engine: State) -> None:
+    frozen = filled(engine, 1, 1).snapshot()
+    engine.write({data_prefix(1, 0) + b"kv/": b"later"})
+    chunks = await every(frozen)
+    digest, count = frozen.digest, frozen.number
+    assert digest == xxhash.xxh3_64_intdigest(b"".join(chunks)) and count == len(chunks) > 9
+    for number in (0, 3, count - 1, count, 5):
+        frozen.seek(number)
+        assert await every(frozen) == chunks[number:]
+        assert (frozen.digest, frozen.number) == (digest, count)
+        assert await frozen.read() is None
+    for number, known in ((0, True), (5, False), (6, True), (count, True), (count + 1, False)):
+        frozen.settle(6)
+        try:
+            frozen.seek(number)
+            assert known and await every(frozen) == chunks[number:] and frozen.digest == digest
+        except TenfoldError as refusal:
+            assert not known and refusal.code is Code.INVALID_ARGUMENT
+    frozen.close()
+
+
+def test_a_chunk_that_was_broken_off_is_read_again_as_a_whole() -> None:
+    engine = MemoryState()
+    engine.write({data_prefix(1, 0) + b"kv/%04d" % n: b"x" for n in range(3 * SLICE_PAIRS)})
+    frozen = ShardState(engine, 1, StateBatch(), Limits()).snapshot()
+    slices = frozen.read()
+    slices.send(None)  # the first slice is over, and the loop may go on
+    slices.close()
+    frozen.seek(0)
+    whole = asyncio.run(every(frozen))
+    assert [len(list(read_pairs(chunk))) for chunk in whole] == [3 * SLICE_PAIRS]
+    assert frozen.digest == ShardState(engine, 1, StateBatch()).digest()
+
+
+@pytest.mark.parametrize("read", [0, 1, 3])
+async def test_a_closed_source_lets_the_engine_go(tmp_path: Path, read: int) -> None:
+    """An iterator that is still alive would keep the lock of the engine's directory."""
+    engine = RocksState(tmp_path / "s", Identity(b"c", "n1"))
+    frozen = filled(engine).snapshot()
+    for _ in range(read):
+        await frozen.read()
+    if read == 3:
+        frozen.seek(1)
+    frozen.close()
+    frozen.close()
+    engine.close()
+    RocksState(tmp_path / "s", Identity(b"c", "n1")).close()
 
 
 async def test_the_overlay_of_the_past_does_not_come_back(engine: State) -> None:
@@ -202,7 +261,7 @@ async def test_the_overlay_of_the_past_does_not_come_back(engine: State) -> None
     batch, node = StateBatch(), NodeState(engine)
     target, other = ShardState(engine, 2, batch, SMALL), ShardState(engine, 3, batch, SMALL)
     frozen = filled(engine, 1).snapshot()
-    chunks = list(frozen.chunks())
+    chunks = await every(frozen)
     frozen.close()
     other.view("kv").put(b"other", b"1")
     target.view("kv").put(b"past", b"1")
@@ -226,7 +285,7 @@ async def test_the_overlay_of_the_past_does_not_come_back(engine: State) -> None
 
 async def test_an_aborted_install_leaves_nothing_and_another_may_follow(engine: State) -> None:
     frozen = filled(engine, 1).snapshot()
-    chunks = list(frozen.chunks())
+    chunks = await every(frozen)
     frozen.close()
     target = ShardState(engine, 2, StateBatch(), SMALL)
     sink = target.begin_install()
@@ -242,10 +301,26 @@ async def test_an_aborted_install_leaves_nothing_and_another_may_follow(engine: 
     assert target.digest() == ShardState(engine, 1, StateBatch()).digest()
 
 
+def test_a_sink_that_is_given_up_while_it_writes_writes_no_more() -> None:
+    engine = MemoryState()
+    target = ShardState(engine, 2, StateBatch(), SMALL)
+    sink = target.begin_install()
+    pairs = {b"kv/%04d" % n: b"x" for n in range(3 * SLICE_PAIRS)}
+    writing = sink.add(b"".join(PAIR.pack(len(key), len(value)) + key + value for key, value in pairs.items()))
+    writing.send(None)
+    written = len(list(engine.scan(b"d\0\2", b"d\0\3")))
+    assert 0 < written <= SLICE_PAIRS, "in slices, between which the loop goes on"
+    sink.abort()
+    with pytest.raises(TenfoldError, match="given up"):
+        writing.send(None)
+    assert list(engine.scan(b"d\0\2", b"d\0\3")) == []
+
+
 @pytest.mark.parametrize("cut", [1, 7, 9, 12])
 async def test_a_malformed_chunk_is_refused(cut: int) -> None:
     frozen = filled(MemoryState()).snapshot()
-    chunk = next(frozen.chunks())
+    chunk = await frozen.read()
+    assert chunk is not None
     sink = ShardState(MemoryState(), 2, StateBatch(), SMALL).begin_install()
     with pytest.raises(TenfoldError) as refusal:
         await sink.add(chunk[:-cut] if cut < 9 else chunk + bytes(cut % 8) + b"\xff")
@@ -263,6 +338,8 @@ def test_a_commit_into_a_stalled_engine_changes_nothing() -> None:
     assert refusal.value.code is Code.OVERLOADED
     medium.stalled = False
     assert content(target) == before and target.applied_index == 39
+    sink.commit(99, 9, 9)
+    assert target.applied_index == 99, "and may be tried again"
 
 
 POINTS = ("nothing", "some chunks", "chunks", "switched", "flushed", "finished")
@@ -271,7 +348,7 @@ POINTS = ("nothing", "some chunks", "chunks", "switched", "flushed", "finished")
 @pytest.mark.parametrize("until", POINTS)
 def test_a_crash_during_an_install_leaves_one_side_or_the_other(until: str) -> None:
     source = filled(MemoryState(), 1, 5)
-    chunks, new = list(source.snapshot().chunks()), content(source)
+    chunks, new = drive(every(source.snapshot())), content(source)
     sides = set()
     for seed in range(30):
         medium = ForgettingState()
@@ -282,7 +359,7 @@ def test_a_crash_during_an_install_leaves_one_side_or_the_other(until: str) -> N
         reach = POINTS.index(until)
         sink = target.begin_install()
         if reach >= 1:
-            drive(install(sink, chunks[:3] if reach == 1 else chunks))
+            asyncio.run(install(sink, chunks[:3] if reach == 1 else chunks))
         if reach >= 3:
             sink.commit(100, 7, 5)
         if reach >= 4:

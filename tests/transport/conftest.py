@@ -6,11 +6,12 @@ import asyncio
 import functools
 import inspect
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from cluster.limits import DEFAULT, Limits
 from cluster.ports import Dial
@@ -19,6 +20,7 @@ from cluster.wire.channel import GrpcChannel, GrpcStream
 from node.transport.peer_service import PeerService
 from node.transport.peers import Peers
 from node.transport.server import Server
+from node.transport.snapshot_stream import Arriving
 from proto.gen import peer_pb2
 
 CLUSTER = b"c" * 16
@@ -76,6 +78,7 @@ class Recorder:
         self.heartbeats: list[tuple[str, int, int, int]] = []
         self.beats: list[peer_pb2.NodeHeartbeat] = []
         self.snapshots: list[tuple[str, int, bytes]] = []
+        self.held: dict[tuple[str, int, int], list[bytes]] = {}
         self.attempts = 0
         self.changed = asyncio.Event()
 
@@ -106,11 +109,20 @@ class Recorder:
         self.changed.set()
 
     async def on_snapshot(
-        self, node: str, header: peer_pb2.SnapshotHeader, chunks: AsyncIterator[bytes]
-    ) -> peer_pb2.SnapshotReply:
-        whole = b"".join([chunk async for chunk in chunks])
+        self, node: str, header: peer_pb2.SnapshotHeader, chunks: Arriving
+    ) -> AsyncGenerator[peer_pb2.SnapshotReply, None]:
+        """Keeps what comes, also of a stream that breaks, and goes on from there."""
+        held = self.held.setdefault((node, header.message.shard, header.id), [])
+        yield peer_pb2.SnapshotReply(next=len(held))
+        while not (chunk := await chunks.next()).last:
+            assert chunk.number == len(held), "each chunk comes once and in order"
+            held.append(chunk.pairs)
+            self.changed.set()
+            yield peer_pb2.SnapshotReply(next=len(held))
+        whole = b"".join(held)
+        assert chunk.digest == xxhash.xxh3_64_intdigest(whole)
         self.snapshots.append((node, header.message.shard, whole))
-        return peer_pb2.SnapshotReply(accepted=True)
+        yield peer_pb2.SnapshotReply(next=len(held) + 1, done=True, accepted=True)
 
     async def until_attempts(self, more: int) -> None:
         """Until the links have tried so many times more to open a stream."""

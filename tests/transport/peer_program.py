@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 import uvloop
@@ -19,6 +19,7 @@ from cluster.wire.channel import dial
 from node.transport.peer_service import PeerService
 from node.transport.peers import Peers
 from node.transport.server import Server
+from node.transport.snapshot_stream import Arriving
 from proto.gen import peer_pb2
 
 
@@ -47,12 +48,14 @@ class Echo:
     def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None: ...
 
     async def on_snapshot(
-        self, node: str, header: peer_pb2.SnapshotHeader, chunks: AsyncIterator[bytes]
-    ) -> peer_pb2.SnapshotReply:
+        self, node: str, header: peer_pb2.SnapshotHeader, chunks: Arriving
+    ) -> AsyncGenerator[peer_pb2.SnapshotReply, None]:
+        yield peer_pb2.SnapshotReply()
         size = 0
-        async for chunk in chunks:
-            size += len(chunk)
-        return peer_pb2.SnapshotReply(accepted=True, reason=str(size))
+        while not (chunk := await chunks.next()).last:
+            size += len(chunk.pairs)
+            yield peer_pb2.SnapshotReply(next=chunk.number + 1)
+        yield peer_pb2.SnapshotReply(done=True, accepted=True, reason=str(size))
 
 
 async def main(name: str, incarnation: int, port: int, other: str, address: str) -> None:

@@ -57,17 +57,15 @@ class NodeHandler:
 
 
 class PeerHandler:
-    """Echoes frames; counts a snapshot's bytes."""
+    """Echoes frames; counts a snapshot's chunks."""
 
     async def frames(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         async for frame in requests:
             yield frame
 
-    async def snapshot(self, requests: Any, context: Any) -> Any:
-        size = 0
+    async def snapshot(self, requests: Any, context: Any) -> AsyncIterator[Any]:
         async for chunk in requests:
-            size += len(chunk.pairs)
-        return peer_pb2.SnapshotReply(accepted=True, reason=str(size))
+            yield peer_pb2.SnapshotReply(next=chunk.number + 1)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ def test_streaming_sides() -> None:
     sides = {name: (m.client_streaming, m.server_streaming) for (_, name), m in METHODS.items()}
     assert sides["Call"] == (False, False)
     assert sides["Watch"] == (False, True)
-    assert sides["Snapshot"] == (True, False)
+    assert sides["Snapshot"] == (True, True)
     assert sides["Frames"] == (True, True)
 
 
