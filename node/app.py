@@ -31,7 +31,7 @@ from node.shards import Shards
 from node.snapshots import Snapshots
 from node.storage.identity import Identity, Sealed
 from node.storage.log import Log
-from node.storage.view import NodeState, ShardState, StateBatch
+from node.storage.view import NodeState, StateBatch
 from node.transport.peer_service import PeerService
 from node.transport.peers import Peers
 from node.upkeep import Upkeep
@@ -106,14 +106,10 @@ class Node:
         self.map.heard(config.node, self.address)
         self._run()
 
-    def _applied_indexes(self) -> dict[int, int]:
+    def _applied_indexes(self) -> dict[int, tuple[int, int]]:
         kept = self.limits.log_entries_kept_max
-        applied = {
-            shard.id: ShardState(self._open_storage, shard.id, self.batch).applied_index
-            for shard in self.map.current.shards
-            if any(replica.node == self.config.node for replica in shard.replicas)
-        }
-        return {shard: index - kept for shard, index in applied.items() if index > kept}
+        applied = self.state.durable_applied.items()
+        return {shard: (replica, index - kept) for shard, (replica, index) in applied if index > kept}
 
     def _assemble(self) -> None:
         ports, limits, config = self.ports, self.limits, self.config

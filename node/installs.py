@@ -265,7 +265,8 @@ class Installs:
         if self._pump.batch_pending:
             raise TenfoldError(Code.OVERLOADED, "the state engine stalls")
         assert not replica.to_apply, "what is handed out is applied before a job runs"
-        half.sink.commit(message.index, message.log_term, time_ms)
+        assert message.configuration is not None, "a snapshot tells who votes as of its index"
+        half.sink.commit(message.index, message.log_term, time_ms, message.configuration)
         replica.applier.load(replica.state.view, time_ms)
         replica.core.step(message)  # at once: nothing that waits in the inbox may come between
         assert replica.core.commit_index == message.index, "a wanted snapshot is accepted"

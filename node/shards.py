@@ -69,12 +69,13 @@ class Shards:
             found = recovered.get(shard.id)
             if found is None:
                 configuration = Configuration(tuple(replica.id for replica in shard.replicas))
-                reason = self._log.begin(shard.id, here.id, configuration) or ("its log is gone" if reborn else "")
+                reason = self._log.begin(shard.id, here.id, configuration, fresh=False)
+                reason = reason or ("its log is gone" if reborn else "")
                 found = RecoveredShard(shard.id, here.id, HardState(), 0, 0, configuration, [], reason)
             self._open(shard, found)
 
     def _open(self, shard: meta_pb2.Shard, found: RecoveredShard) -> None:
-        state = ShardState(self._state.engine, shard.id, self._batch)
+        state = ShardState(self._state.engine, shard.id, self._batch, found.replica)
         reason = found.quarantine
         if not reason and found.base_index > state.applied_index:
             reason = f"the state is at index {state.applied_index}, behind the log's base {found.base_index}"

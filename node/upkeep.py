@@ -22,9 +22,6 @@ from proto.gen import entry_pb2, meta_pb2, node_pb2
 
 log = structlog.get_logger("upkeep")
 
-QUARANTINED_NEEDS_NOTHING = 2**63
-"""A quarantined replica pins no log segment: what its log still holds was copied aside (node/storage/evidence.py)."""
-
 
 class Upkeep:
     def __init__(
@@ -80,9 +77,7 @@ class Upkeep:
                 await self.flush_now()
 
     async def flush_now(self) -> None:
-        durable = dict(await self._state.flush())
-        durable.update(dict.fromkeys(self._shards.quarantined, QUARANTINED_NEEDS_NOTHING))
-        released = self._log.release(durable)
+        released = self._log.release(await self._state.flush())
         log.info("state flushed", segments_released=released, log_bytes=self._log.disk_bytes)
 
     # -- the map -------------------------------------------------------------------------------------------------------

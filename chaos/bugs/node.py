@@ -30,7 +30,7 @@ async def _flush_of_later(state: NodeState) -> Any:
 
 def _release_all(log: Log, durable_applied: Any) -> int:
     """Deletes segments that hold what only memory has."""
-    return ORIGINAL_RELEASE(log, {shard: known.commit for shard, known in log._shards.items()})
+    return ORIGINAL_RELEASE(log, {shard: (known.replica, known.commit) for shard, known in log._shards.items()})
 
 
 ORIGINAL_RELEASE = Log.release

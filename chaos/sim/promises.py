@@ -89,7 +89,8 @@ class Promises:
                 self._held.pop((replica.shard, core.replica), None)
                 continue
             index = log.persisted_index
-            durable = node.state.durable_applied.get(replica.shard, 0)
+            owner, applied = node.state.durable_applied.get(replica.shard, (0, 0))
+            durable = applied if owner == core.replica else 0
             self._held[replica.shard, core.replica] = Held(
                 node.config.node, core.durable_term, index, log.term_at(index) or 0, durable
             )

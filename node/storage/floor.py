@@ -35,7 +35,7 @@ async def measure(seconds: float, directory: Path) -> dict[str, float]:
         log, _ = await Log.open(
             disk, cluster_id=b"floor", node="floor", boot_id=boot_id(), limits=DEFAULT, discard_at_or_below=None
         )
-        log.begin(1, 1, Configuration((1,)))
+        log.begin(1, 1, Configuration((1,)), fresh=True)
         result = await _rounds(log, seconds)
         await log.close()
         disk.close()
@@ -58,7 +58,7 @@ async def _rounds(log: Log, seconds: float) -> dict[str, float]:
         index += BATCH
         rounds += 1
         if rounds % 64 == 0:
-            log.release({1: index})
+            log.release({1: (1, index)})
     return {
         "operations_per_s": round(index / elapsed, 1),
         "rounds_per_s": round(rounds / elapsed, 1),

@@ -1,6 +1,6 @@
 """Every file carries what it is, in which format, and whose: magic, format version, cluster id, node and boot id.
 
-A file of a newer format or of another cluster or node is refused before anything of it is used. The layout of this head
+A file of another format, cluster or node is refused before anything of it is used. The layout of this head
 is the same in every format, so that a newer one is told from a damaged one. `Sealed` keeps small
 facts (the last map, seed addresses) in one file that is replaced whole: temporary name, sync, rename, directory sync.
 """
@@ -18,8 +18,9 @@ from node.storage.failpoints import failpoint
 LOG = b"TENFLOG\n"
 SEALED = b"TENFSEAL"
 STATE = b"TENFSTAT"
-FORMATS = {LOG: 1, SEALED: 1, STATE: 1}
-"""The newest format of each kind that this program reads and the one that it writes."""
+FORMATS = {LOG: 2, SEALED: 1, STATE: 2}
+"""The one format of each kind that this program reads and writes. Log 2: configurations instead of voters; state 2: headers
+with the replica's id."""
 
 _LAYOUT = struct.Struct("<8sI33p33p65p")
 _CHECK = struct.Struct("<I")
@@ -27,7 +28,7 @@ BYTES = _LAYOUT.size + _CHECK.size
 
 
 class ForeignFile(TenfoldError):
-    """A file of a newer format, or of another cluster or node. Nothing was changed."""
+    """A file of another format, cluster or node. Nothing was changed."""
 
 
 class DamagedIdentity(StorageFailed):
@@ -60,10 +61,11 @@ def read_identity(kind: bytes, data: bytes, path: str, expected: Identity) -> Id
     ):
         raise DamagedIdentity(f"{path}: the identity at its head is damaged")
     version = int.from_bytes(data[8:12], "little")
-    if version > FORMATS[kind]:
+    if version != FORMATS[kind]:
+        age = "newer" if version > FORMATS[kind] else "older"
         raise ForeignFile(
             Code.INVALID_ARGUMENT,
-            f"{path}: format {version} is newer than {FORMATS[kind]}, the newest this program reads",
+            f"{path}: format {version} is {age} than {FORMATS[kind]}, the one this program reads",
             path=path,
             found=version,
             expected=FORMATS[kind],

@@ -1,27 +1,43 @@
 """Keys and the header of a shard's slice in the node's state.
 
-`h` shard -> header (generation, applied index and term, shard time); `d` shard generation capability `/` key -> value.
-Numbers in keys are big-endian, so that a shard's pairs lie together.
+`h` shard -> header (replica id, generation, applied index and term, shard time); `i` shard -> configuration as of the applied
+index; `d` shard generation capability `/` key -> value. Numbers in keys are big-endian, so that a shard's pairs lie together.
 """
 
 from __future__ import annotations
 
 import struct
+from typing import NamedTuple
 
-from cluster.ports import StorageFailed
+from cluster.ports import StateDamaged
+from cluster.raft.configuration import Configuration
 
+DATA = (b"d", b"e")
 HEADERS = (b"h", b"i")
-"""All headers lie between these keys."""
+"""All data, and all headers, lie between these keys."""
 
 GENERATIONS = 2**32
-_HEADER = struct.Struct("<BIQQQ")
-_HEADER_FORMAT = 1
+_HEADER = struct.Struct("<BQIQQQ")
+_HEADER_FORMAT = 2
 _PREFIX = struct.Struct(">1sHI")
 
 
+class Header(NamedTuple):
+    """Whose a shard's state is, and how far. time_ms is the shard's."""
+
+    replica: int
+    generation: int = 0
+    applied_index: int = 0
+    applied_term: int = 0
+    time_ms: int = 0
+
+    def encode(self) -> bytes:
+        return _HEADER.pack(_HEADER_FORMAT, *self)
+
+
 def shard_of(key: bytes) -> int:
-    """The shard of a header's key."""
-    return int.from_bytes(key[1:], "big")
+    """The shard that a key of a header, a configuration or data belongs to."""
+    return int.from_bytes(key[1:3], "big")
 
 
 def shard_prefix(shard: int) -> bytes:
@@ -29,12 +45,12 @@ def shard_prefix(shard: int) -> bytes:
     return data_prefix(shard, 0)[:3]
 
 
-def pack_header(generation: int, index: int, term: int, time_ms: int) -> bytes:
-    return _HEADER.pack(_HEADER_FORMAT, generation, index, term, time_ms)
-
-
 def header_key(shard: int) -> bytes:
     return b"h" + shard.to_bytes(2, "big")
+
+
+def configuration_key(shard: int) -> bytes:
+    return b"i" + shard.to_bytes(2, "big")
 
 
 def data_prefix(shard: int, generation: int) -> bytes:
@@ -47,9 +63,16 @@ def after(prefix: bytes) -> bytes:
     return stripped[:-1] + bytes([stripped[-1] + 1])
 
 
-def read_header(value: bytes, shard: int) -> tuple[int, int, int, int]:
-    """generation, applied index, applied term, shard time. StorageFailed when it is none of this format."""
+def read_header(value: bytes, shard: int) -> Header:
+    """StateDamaged when it is none of this format."""
     if len(value) != _HEADER.size or value[0] != _HEADER_FORMAT:
-        raise StorageFailed(f"shard {shard}: the header of its state is damaged or of another format")
-    _, generation, index, term, time_ms = _HEADER.unpack(value)
-    return generation, index, term, time_ms
+        raise StateDamaged(f"shard {shard}: the header of its state is damaged or of another format")
+    return Header(*_HEADER.unpack(value)[1:])
+
+
+def read_configuration(value: bytes, shard: int) -> Configuration:
+    """StateDamaged when it is none."""
+    try:
+        return Configuration.decode(value)
+    except ValueError as error:
+        raise StateDamaged(f"shard {shard}: the configuration in its state: {error}") from error

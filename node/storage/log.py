@@ -25,7 +25,6 @@ from node.storage.record import (
     pack_frame,
     pack_hard_state,
     pack_record,
-    pack_voters,
 )
 from node.storage.recovery import Recovery
 from node.storage.replay import Recovered, Replay
@@ -54,7 +53,8 @@ class RecoveredShard:
 
 
 class Log:
-    """Made by `open`. `append` and `sync` belong to one caller, the pump; `begin` and `quarantine` enter the next round."""
+    """Made by `open`. `append` and `sync` belong to one caller, the pump; `begin`, `drop` and `quarantine` are called between
+    its rounds and enter the next one. `dropped`: per shard the highest replica id that was here and is no more."""
 
     def __init__(self, disk: Disk, identity: Identity, limits: Limits, found: Recovered) -> None:
         self.total_bytes = 0
@@ -62,8 +62,10 @@ class Log:
         self._disk = disk
         self._identity = identity
         self._limits = limits
+        self.dropped = found.dropped
         self._shards = {shard: replay.log for shard, replay in found.shards.items()}
-        self._born: dict[int, ShardLog] = {}
+        self._born: dict[int, ShardLog | None] = {}  # begun, or dropped, with the next round
+        self._gone: dict[int, int] = {}  # joins `dropped` with the next round
         self._pending: list[tuple[int, int, int, int, int, bytes]] = []
         self._segments = found.segments
         self._sizes = {segment.number: _size_of(disk, segment.path) for segment in found.segments}
@@ -86,10 +88,11 @@ class Log:
         node: str,
         boot_id: str,
         limits: Limits,
-        discard_at_or_below: Mapping[int, int] | None = None,
+        discard_at_or_below: Mapping[int, tuple[int, int]] | None = None,
     ) -> tuple[Log, dict[int, RecoveredShard]]:
-        """The log in the directory of `disk`, and what it holds per shard. Entries at or below `discard_at_or_below` are
-        not returned: the base moves up to them. ForeignFile for another cluster's, node's or newer log; StorageFailed.
+        """The log in the directory of `disk`, and what it holds per shard. Entries of a (replica, index) at or below
+        `discard_at_or_below` are not returned: the base moves up to them. ForeignFile for the log of another cluster, node
+        or format; StorageFailed.
 
         The returned log goes on in a fresh segment, so nothing is ever appended to what may be damaged."""
         identity = Identity(cluster_id, node, boot_id)
@@ -97,7 +100,7 @@ class Log:
         found = Recovery(disk, identity, discard_at_or_below or {}).run()
         failpoint("recovery.read")
         log = cls(disk, identity, limits, found)
-        quarantined = [shard for shard, replay in found.shards.items() if replay.log.quarantine]
+        quarantined = [(shard, replay.log.replica) for shard, replay in found.shards.items() if replay.log.quarantine]
         await keep_evidence(disk, identity, quarantined, found.segments)
         await log._open_segment(found)
         failpoint("recovery.opened")
@@ -115,20 +118,43 @@ class Log:
 
     # -- what enters the next round ------------------------------------------------------------------------------------
 
-    def begin(self, shard: int, replica: int, configuration: Configuration) -> str:
-        """A new replica at birth, with an empty log. Its quarantine: "" unless damage was found whose shard could not be
-        read, since then this shard may have had a log that is lost."""
-        known = self._born.get(shard) or self._shards.get(shard)
-        assert known is None or known.replica != replica, f"shard {shard}: replica {replica} has begun already"
+    def begin(self, shard: int, replica: int, configuration: Configuration, *, fresh: bool) -> str:
+        """A new replica with an empty log, also in the place of a quarantined one. Its quarantine: "" when it may vote.
+
+        `fresh`: this id has surely never been here. Otherwise, where damage was found whose shard could not be read, it may
+        have had a log that is lost. An id that is not above all that were here before has been here, and is quarantined."""
+        name, known = f"shard {shard}", self._known(shard)
+        assert known is None or known.replica != replica, f"{name}: replica {replica} has begun already"
+        assert known is None or known.quarantine, f"{name}: replica {known.replica} has to be dropped first"
+        if known is not None:
+            self._leaves(known)
         self._born[shard] = ShardLog(shard, replica, configuration)
-        self._pending.append((shard, RecordKind.BEGIN, replica, 0, 0, pack_voters(configuration)))
-        if self.suspect:
-            self.quarantine(shard, self.suspect)
-        return self.suspect
+        self._pending.append((shard, RecordKind.BEGIN, replica, 0, 0, configuration.encode()))
+        reason = "" if fresh else self.suspect
+        if replica <= max(self._gone.get(shard, 0), self.dropped.get(shard, 0)):
+            reason = f"replica {replica} was here before"
+        if reason:
+            self.quarantine(shard, reason)
+        return reason
+
+    def drop(self, shard: int) -> None:
+        """The replica leaves this node for good: the log knows the shard no more, but that its id was here."""
+        known = self._known(shard)
+        assert known is not None, f"shard {shard}: there is nothing to drop"
+        self._leaves(known)
+        self._born[shard] = None
+        self._pending.append((shard, RecordKind.DROP, known.replica, 0, 0, b""))
+
+    def _leaves(self, known: ShardLog) -> None:
+        self._gone[known.shard] = max(known.replica, self._gone.get(known.shard, 0))
+
+    def _known(self, shard: int) -> ShardLog | None:
+        return self._born[shard] if shard in self._born else self._shards.get(shard)
 
     def quarantine(self, shard: int, reason: str) -> None:
         """The replica is not to be trusted, also after a restart. The first reason stays."""
-        known = self._born.get(shard) or self._shards[shard]
+        known = self._known(shard)
+        assert known is not None, f"shard {shard}: there is nothing to quarantine"
         if not known.quarantine:
             known.quarantine = reason.encode()[:REASON_BYTES_MAX].decode(errors="ignore")
             self._pending.append((shard, RecordKind.QUARANTINE, known.replica, 0, 0, known.quarantine.encode()))
@@ -140,15 +166,18 @@ class Log:
         DiskFull: nothing was written and the same round may be tried again. StorageFailed: the log is dead."""
         self._check()
         assert self._synced, f"round {self._round}: the round before it is not synced"
-        staged = dict(self._born)
+        staged: dict[int, ShardLog] = {}
         pieces: list[bytes] = [b""]
         sequence = self._sequence
         for record in self._pending:
             pieces += pack_record(sequence, *record)
             sequence += 1
         for addition in rounds:
-            shard = staged.get(addition.shard) or self._shards[addition.shard]
-            shard = staged[addition.shard] = shard.copy()
+            known = staged.get(addition.shard) or self._known(addition.shard)
+            assert known is not None, (
+                f"shard {addition.shard}: a round of replica {addition.replica}, which is not here"
+            )
+            shard = staged[addition.shard] = known.copy()
             shard.check(addition)
             sequence = _pack_round(pieces, sequence, addition)
             shard.advance(addition)
@@ -158,10 +187,8 @@ class Log:
         frame = Frame(FrameKind.ROUND, self._round, self._size, self._sequence, sequence - self._sequence, length)
         pieces[0] = pack_frame(frame, self._salt)
         self._write(pieces)
-        self._shards.update(staged)
+        self._settle(staged)
         self._note_highest(rounds)
-        self._pending.clear()
-        self._born.clear()
         self._round += 1
         self._sequence = sequence
         self._synced = False
@@ -177,13 +204,26 @@ class Log:
             self._failure = str(error)
             raise
 
+    def _settle(self, staged: Mapping[int, ShardLog]) -> None:
+        """The round is written, and so is what waited for it."""
+        for number, shard in self._born.items():
+            if shard is None:
+                self._shards.pop(number, None)
+            else:
+                self._shards[number] = shard
+        self._shards.update(staged)
+        self.dropped.update(self._gone)
+        self._born.clear()
+        self._gone.clear()
+        self._pending.clear()
+
     def _note_highest(self, rounds: Iterable[ShardRound]) -> None:
         highest = self._segments[-1].highest
         for addition in rounds:
             if addition.entries:
-                index = addition.entries[-1].index
-                if index > highest.get(addition.shard, 0):
-                    highest[addition.shard] = index
+                index, owner = addition.entries[-1].index, (addition.shard, addition.replica)
+                if index > highest.get(owner, 0):
+                    highest[owner] = index
 
     async def sync(self) -> None:
         """The last round is durable when it returns. StorageFailed, from then on for ever."""
@@ -201,9 +241,10 @@ class Log:
 
     # -- segments ------------------------------------------------------------------------------------------------------
 
-    def release(self, durable_applied: Mapping[int, int]) -> int:
-        """Deletes the oldest segments whose entries are all at or below their shards' durable-applied index; how many. A
-        quarantined replica pins nothing, and neither do entries that were replaced by a shorter log."""
+    def release(self, durable_applied: Mapping[int, tuple[int, int]]) -> int:
+        """Deletes the oldest segments whose entries are all durably applied, by shard (replica, index); how many. A state
+        of another replica covers nothing. Nothing is pinned by a replica that is quarantined or was dropped, nor by entries
+        that were replaced by a shorter log."""
         self._check()
         released = 0
         while len(self._segments) > 1 and self._covered(self._segments[0], durable_applied):
@@ -218,11 +259,13 @@ class Log:
             failpoint("release.removed")
         return released
 
-    def _covered(self, segment: Segment, durable_applied: Mapping[int, int]) -> bool:
-        for shard, highest in segment.highest.items():
+    def _covered(self, segment: Segment, durable_applied: Mapping[int, tuple[int, int]]) -> bool:
+        for (shard, replica), highest in segment.highest.items():
             log = self._shards.get(shard)
-            needed = log is not None and not log.quarantine
-            if needed and min(highest, log.last_index) > durable_applied.get(shard, 0):  # type: ignore[union-attr]
+            if log is None or log.replica != replica or log.quarantine:
+                continue
+            owner, applied = durable_applied.get(shard, (replica, 0))
+            if min(highest, log.last_index) > (applied if owner == replica else 0):
                 return False
         return True
 
@@ -230,7 +273,8 @@ class Log:
         """Goes on in a new segment. Where the disk is full the old one grows on, and it is tried again later."""
         head = SegmentHead(self._identity, self._segments[-1].number + 1, self._round, self._sequence)
         try:
-            file = await create_segment(self._disk, head, checkpoint_frame(head, self._shards.values(), self.suspect))
+            checkpoint = checkpoint_frame(head, self._shards.values(), self.dropped, self.suspect)
+            file = await create_segment(self._disk, head, checkpoint)
         except DiskFull:
             self._roll_at = self._size + self._limits.segment_bytes // 8
             return
@@ -245,8 +289,8 @@ class Log:
         if found.again is not None:
             first_round, first_sequence = found.again[0].number, found.again[0].sequence
         head = SegmentHead(self._identity, found.first_segment, first_round, first_sequence)
-        pieces = checkpoint_frame(head, found.checkpoint, found.checkpoint_suspect)
-        highest: dict[int, int] = {}
+        pieces = checkpoint_frame(head, found.checkpoint, found.checkpoint_dropped, found.checkpoint_suspect)
+        highest: dict[tuple[int, int], int] = {}
         if found.again is not None:
             frame, body = found.again
             offset = HEAD_BYTES + sum(map(len, pieces))
@@ -254,7 +298,7 @@ class Log:
             highest = dict(found.segments[-1].highest)
         self._use(await create_segment(self._disk, head, pieces), head, highest)
 
-    def _use(self, file: File, head: SegmentHead, highest: dict[int, int]) -> None:
+    def _use(self, file: File, head: SegmentHead, highest: dict[tuple[int, int], int]) -> None:
         self._file, self._size, self._salt = file, file.size(), head.salt
         self._segments.append(Segment(head.number, highest))
         self._roll_at = self._size + self._limits.segment_bytes
@@ -278,8 +322,8 @@ def _pack_round(pieces: list[bytes], sequence: int, addition: ShardRound) -> int
     """Adds the records of one shard; the sequence of the next record."""
     shard, replica = addition.shard, addition.replica
     if (base := addition.base) is not None:
-        voters = pack_voters(base.configuration)
-        pieces += pack_record(sequence, shard, RecordKind.BASE, replica, base.index, base.term, voters)
+        members = base.configuration.encode()
+        pieces += pack_record(sequence, shard, RecordKind.BASE, replica, base.index, base.term, members)
         sequence += 1
     if addition.entries:
         pack_entries(pieces, sequence, shard, replica, addition.entries)

@@ -34,7 +34,8 @@ class RecordKind(IntEnum):
     BEGIN = 130  # a new replica, with nothing in its log
     QUARANTINE = 131
     CHECKPOINT = 132
-    SUSPECT = 133  # damage whose shard could not be read; shard 0 and replica 0 are meaningless here
+    SUSPECT = 133  # damage whose shard could not be read was found before; shard 0 and replica 0 are meaningless here
+    DROP = 134  # the replica was here and is no more; its id, and none below it, begins here again
 
 
 _FRAME = struct.Struct("<4sBxxxQQQII")
@@ -127,33 +128,27 @@ def read_record(body: bytes, at: int, sequence: int) -> Record | None:
     return Record(shard, kind, replica, index, term, payload, crc32(payload) == check)
 
 
-def pack_voters(configuration: Configuration) -> bytes:
-    voters = configuration.voters
-    return struct.pack(f"<I{len(voters)}Q", len(voters), *voters)
-
-
-def read_voters(data: bytes, at: int = 0) -> tuple[Configuration, int]:
-    """The configuration at `at`, and where it ends. struct.error when it is none."""
-    (count,) = struct.unpack_from("<I", data, at)
-    return Configuration(struct.unpack_from(f"<{count}Q", data, at + 4)), at + 4 + 8 * count
-
-
 _HARD_STATE = struct.Struct("<QQ")
 pack_hard_state = _HARD_STATE.pack
 """vote, commit (the term is the record's)."""
 read_hard_state = _HARD_STATE.unpack
 
-_CHECKPOINT = struct.Struct("<QQQQQ")
+_CHECKPOINT = struct.Struct("<QQQQQI")
 
 
 def pack_checkpoint(
     term: int, vote: int, commit: int, base_index: int, base_term: int, configuration: Configuration, quarantine: str
 ) -> bytes:
     """One shard's line of a checkpoint; its last index and term are the record's."""
-    fixed = _CHECKPOINT.pack(term, vote, commit, base_index, base_term)
-    return fixed + pack_voters(configuration) + quarantine.encode()
+    members = configuration.encode()
+    fixed = _CHECKPOINT.pack(term, vote, commit, base_index, base_term, len(members))
+    return fixed + members + quarantine.encode()
 
 
 def read_checkpoint(data: bytes) -> tuple[tuple[int, int, int, int, int], Configuration, str]:
-    configuration, end = read_voters(data, _CHECKPOINT.size)
-    return _CHECKPOINT.unpack_from(data), configuration, data[end:].decode()
+    """struct.error or ValueError when it is none."""
+    *numbers, size = _CHECKPOINT.unpack_from(data)
+    end = _CHECKPOINT.size + size
+    term, vote, commit, base_index, base_term = numbers
+    configuration = Configuration.decode(data[_CHECKPOINT.size : end])
+    return (term, vote, commit, base_index, base_term), configuration, data[end:].decode()

@@ -3,17 +3,18 @@
 The law (architecture, "storage"): a round is written only after the one before it was synced, so damage in any round but
 the last is corruption. In the last round damage is a torn write, unless the machine has not restarted since (same boot
 id): then the page cache survived, a torn write can only be a missing end, and a complete bad record is corruption too. A
-corrupt record quarantines its shard where its header still tells which; otherwise every replica of the node is suspect.
+corrupt record quarantines its shard where its header still tells which; otherwise every replica known by then is suspect,
+and what begins after the damage has nothing in it.
 After Alagappan et al., "Protocol-Aware Recovery for Consensus-Based Storage" (FAST 2018).
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from itertools import pairwise
+from collections.abc import Iterator, Mapping
 
 from cluster.ports import Disk, File
+from cluster.raft.configuration import Configuration
 from node.storage.identity import DamagedIdentity, Identity
 from node.storage.record import (
     ENTRY_KINDS,
@@ -26,19 +27,20 @@ from node.storage.record import (
     RecordKind,
     read_frame,
     read_record,
-    read_voters,
 )
 from node.storage.replay import Recovered, Replay
 from node.storage.segment import HEAD_BYTES, Segment, SegmentHead, read_head, segment_numbers
 from node.storage.shard_log import ShardLog, from_checkpoint
 
 SCAN_BYTES = 1 << 20
+OF_A_REPLICA = (RecordKind.HARD_STATE, RecordKind.BASE, RecordKind.QUARANTINE)
 
 
 class Recovery:
-    """Reads all segments in order. `discard` names per shard the index up to which entries need not be kept."""
+    """Reads all segments in order. `discard` names per shard a replica and the index up to which its entries need not be
+    kept; another replica's are kept."""
 
-    def __init__(self, disk: Disk, identity: Identity, discard: Mapping[int, int]) -> None:
+    def __init__(self, disk: Disk, identity: Identity, discard: Mapping[int, tuple[int, int]]) -> None:
         self._disk = disk
         self._identity = identity
         self._discard = discard
@@ -46,15 +48,14 @@ class Recovery:
         self._segment = Segment(0)
 
     def run(self) -> Recovered:
-        """ForeignFile when the log is another cluster's, node's or of a newer format; StorageFailed when it cannot be
+        """ForeignFile when the log is another cluster's, node's or of another format; StorageFailed when it cannot be
         read. Damage is no error."""
         found = self._found
         numbers = segment_numbers(self._disk)
-        for before, after in pairwise(numbers):
-            if after != before + 1:
-                found.suspect_all(f"the log's segments {before + 1:x} to {after - 1:x} are missing")
         heads = self._read_heads(numbers)
         for number in numbers:
+            if found.segments and number != found.first_segment:
+                found.suspect_all(f"the log's segments {found.first_segment:x} to {number - 1:x} are missing")
             self._segment = Segment(number)
             found.segments.append(self._segment)
             found.first_segment = number + 1
@@ -70,11 +71,8 @@ class Recovery:
                 file.close()
             for replay in found.shards.values():
                 replay.trim()
-        if found.suspect:
-            found.suspect_all(found.suspect)
         if found.again is None:
-            found.checkpoint = [replay.log.copy() for replay in found.shards.values()]
-            found.checkpoint_suspect = found.suspect
+            found.mark()
         return found
 
     def _read_heads(self, numbers: list[int]) -> dict[int, SegmentHead | None]:
@@ -92,31 +90,39 @@ class Recovery:
     # -- one segment ---------------------------------------------------------------------------------------------------
 
     def _read_segment(self, file: File, head: SegmentHead, limit: int | None, last: bool) -> None:
-        """The rounds of one segment up to `limit`, the first round of the next one (None: unknown or none)."""
+        """The rounds of one segment up to `limit`, the first round of the next one (None: unknown or none). Whoever has
+        begun before a place that is damaged becomes suspect by it."""
         found, path = self._found, self._segment.path
         frames, end = self._frames(file, head, HEAD_BYTES, limit)
-        followed = False  # a round was begun after the last whole one, so that one was synced
+        beyond: list[Frame] = []
+        followed, damage = False, ""  # followed: a round was begun after the last whole one, so that one was synced
         if end < file.size() and (limit is None or not frames or frames[-1].number < limit - 1):
             later = self._search(file, head, end + 1)
             if later is not None:
-                found.suspect_all(f"{path}: damage at byte {end}, before an intact round")
-                frames += self._frames(file, head, later, limit)[0]
+                damage = f"{path}: damage at byte {end}, before an intact round"
+                beyond = self._frames(file, head, later, limit)[0]
             elif last:
                 followed = not self._is_blank(file, end)
                 found.cut_bytes = file.size() - end
                 if followed and not self._is_torn(file, head, end):
-                    found.suspect_all(f"{path}: damage at byte {end}")
+                    damage = f"{path}: damage at byte {end}"
         if not frames or frames[0].kind != FrameKind.CHECKPOINT or frames[0].number != head.first_round - 1:
             found.suspect_all(f"{path}: its checkpoint is damaged")
-        if limit is not None and (not frames or frames[-1].number != limit - 1):
+        final = (beyond or frames)[-1:] if last and not followed else []
+        self._take_frames(file, head, frames, final)
+        if damage:
+            found.suspect_all(damage)
+        self._take_frames(file, head, beyond, final)
+        if limit is not None and [frame.number for frame in (*frames, *beyond)][-1:] != [limit - 1]:
             found.suspect_all(f"{path}: ends before round {limit - 1}")
-        for position, frame in enumerate(frames):
+
+    def _take_frames(self, file: File, head: SegmentHead, frames: list[Frame], final: list[Frame]) -> None:
+        for frame in frames:
             body = file.read(frame.offset + FRAME_BYTES, frame.length)
-            final = last and position == len(frames) - 1 and not followed
             if frame.kind == FrameKind.CHECKPOINT:
                 self._checkpoint(frame, body)
             else:
-                self._round(frame, body, final, self._same_boot(head))
+                self._round(frame, body, frame in final, self._same_boot(head))
 
     def _frames(self, file: File, head: SegmentHead, offset: int, limit: int | None) -> tuple[list[Frame], int]:
         """The frames from `offset` on that are whole and follow one another, and where the next would begin."""
@@ -166,14 +172,13 @@ class Recovery:
         if final and not good and not same_boot:
             found.cut_bytes += FRAME_BYTES + frame.length
             return
-        if good:
-            found.again = (frame, body)
-            found.checkpoint = [replay.log.copy() for replay in found.shards.values()]
-            found.checkpoint_suspect = found.suspect
         if frame.number != found.next_round:
             found.suspect_all(f"{self._segment.path}: round {frame.number} where {found.next_round} was expected")
         elif frame.sequence != found.next_sequence:
             found.suspect_all(f"{self._segment.path}: record {frame.sequence}, expected {found.next_sequence}")
+        if good:
+            found.again = (frame, body)
+            found.mark()
         found.next_round = frame.number + 1
         found.next_sequence = frame.sequence + frame.records
         for record in self._records(frame, body):
@@ -188,10 +193,10 @@ class Recovery:
             at += RECORD_BYTES + len(record.payload)
         return at == len(body)
 
-    def _records(self, frame: Frame, body: bytes) -> list[Record]:
-        """The intact records of a frame. A damaged one quarantines its shard, or every shard when it cannot be told."""
+    def _records(self, frame: Frame, body: bytes) -> Iterator[Record]:
+        """The intact records of a frame. A damaged one quarantines its shard, or every shard when it cannot be told, once
+        the records before it are taken."""
         found, at = self._found, 0
-        records: list[Record] = []
         where = f"{self._segment.path}: round {frame.number}"
         for sequence in range(frame.sequence, frame.sequence + frame.records):
             record = read_record(body, at, sequence)
@@ -199,10 +204,10 @@ class Recovery:
                 found.suspect_all(
                     f"{where}: the header of a record is damaged at byte {frame.offset + FRAME_BYTES + at}"
                 )
-                return records
+                return
             at += RECORD_BYTES + len(record.payload)
             if record.intact:
-                records.append(record)
+                yield record
             elif record.kind == RecordKind.SUSPECT:
                 found.suspect_all(f"{where}: a mark is damaged")
             else:
@@ -210,54 +215,54 @@ class Recovery:
                 self._of(record, reason).quarantine(reason)
         if at != len(body):
             found.suspect_all(f"{where}: {len(body) - at} bytes too many")
-        return records
 
     def _of(self, record: Record, reason: str) -> Replay:
         """The shard of a record; a shard that has no beginning in the log is quarantined."""
         replay = self._found.shards.get(record.shard)
         if replay is None or replay.log.replica != record.replica:
-            replay = self._begin(ShardLog(record.shard, record.replica, read_voters(b"\0\0\0\0")[0]))
+            replay = self._begin(ShardLog(record.shard, record.replica, Configuration(())))
             replay.quarantine(reason)
         return replay
 
     def _begin(self, log: ShardLog) -> Replay:
-        replay = Replay(log, self._discard.get(log.shard, 0))
-        if self._found.suspect:
-            replay.quarantine(self._found.suspect)
-        self._found.shards[log.shard] = replay
+        known = self._found.shards.get(log.shard)
+        if known is not None:
+            self._found.forget(log.shard, known.log.replica)
+        replica, index = self._discard.get(log.shard, (0, 0))
+        replay = self._found.shards[log.shard] = Replay(log, index if replica == log.replica else 0)
         return replay
 
     def _take(self, record: Record) -> None:
         kind, shard = record.kind, record.shard
         where = f"{self._segment.path}: entry {record.index}"
-        if kind == RecordKind.SUSPECT:
-            self._found.suspect_all(record.payload.decode())
-            return
         try:
             if kind == RecordKind.BEGIN:
-                self._begin(ShardLog(shard, record.replica, read_voters(record.payload)[0]))
+                self._begin(ShardLog(shard, record.replica, Configuration.decode(record.payload)))
+                return
+            if kind == RecordKind.DROP:
+                self._found.forget(shard, record.replica)
+                return
+            if kind >= ENTRY_KINDS and kind not in OF_A_REPLICA:
+                self._found.suspect_all(f"{where}: a record of unknown kind {kind}")
                 return
             replay = self._of(record, f"{where} of a replica that has no beginning in the log")
             if kind < ENTRY_KINDS:
                 highest = self._segment.highest
-                highest[shard] = max(record.index, highest.get(shard, 0))
+                owner = (shard, record.replica)
+                highest[owner] = max(record.index, highest.get(owner, 0))
                 replay.entry(record)
             elif kind == RecordKind.HARD_STATE:
                 replay.hard_state(record)
             elif kind == RecordKind.BASE:
                 replay.base(record)
-            elif kind == RecordKind.QUARANTINE:
-                replay.quarantine(record.payload.decode())
             else:
-                self._found.suspect_all(f"{where}: a record of unknown kind {kind}")
-        except (
-            struct.error,
-            UnicodeDecodeError,
-        ) as error:  # the CRC holds and the content does not: a bug or an attack
+                replay.quarantine(record.payload.decode())
+        except (struct.error, ValueError) as error:  # the CRC holds and the content does not: a bug or an attack
             self._found.suspect_all(f"{where}: {error}")
 
     def _checkpoint(self, frame: Frame, body: bytes) -> None:
-        """The first one found gives the shards; a later one must agree with what was read."""
+        """The first one found gives the shards; a later one must agree with what was read. Its mark of an earlier suspicion
+        quarantines nobody: whom that concerned, it says line by line."""
         found, first = self._found, len(self._found.segments) == 1
         if first:
             found.next_round, found.next_sequence = frame.number + 1, frame.sequence
@@ -266,15 +271,24 @@ class Recovery:
         found.next_round = max(found.next_round, frame.number + 1)
         found.next_sequence = max(found.next_sequence, frame.sequence)
         for record in self._records(frame, body):
-            if record.kind == RecordKind.SUSPECT:
-                found.suspect_all(record.payload.decode())
-                continue
-            line = from_checkpoint(record.shard, record.replica, record.index, record.term, record.payload)
-            known = found.shards.get(record.shard)
-            if known is not None:
-                known.adopt(line)
-                continue
-            if not first:
-                line.quarantine = line.quarantine or f"{self._segment.path}: a shard that earlier segments do not know"
-            line.base_index, line.base_term = line.last_index, line.last_term  # what lay below was released
-            self._begin(line)
+            try:
+                if record.kind == RecordKind.SUSPECT:
+                    found.suspect = found.suspect or record.payload.decode()
+                elif record.kind == RecordKind.DROP:
+                    found.forget(record.shard, record.replica)
+                else:
+                    self._line(record, first)
+            except (struct.error, ValueError) as error:
+                found.suspect_all(f"{self._segment.path}: its checkpoint: {error}")
+
+    def _line(self, record: Record, first: bool) -> None:
+        """One shard in a checkpoint."""
+        line = from_checkpoint(record.shard, record.replica, record.index, record.term, record.payload)
+        known = self._found.shards.get(record.shard)
+        if known is not None and known.log.replica == line.replica:
+            known.adopt(line)
+            return
+        if not first:
+            line.quarantine = line.quarantine or f"{self._segment.path}: a replica that earlier segments do not know"
+        line.base_index, line.base_term = line.last_index, line.last_term  # what lay below was released
+        self._begin(line)

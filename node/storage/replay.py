@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from cluster.raft.configuration import Configuration
 from cluster.raft.messages import Entry, SnapshotPoint
-from node.storage.record import Frame, Record, read_hard_state, read_voters
+from node.storage.record import Frame, Record, read_hard_state
 from node.storage.segment import Segment
 from node.storage.shard_log import ShardLog
 
@@ -48,8 +49,7 @@ class Replay:
             log.commit = max(log.commit, commit)
 
     def base(self, record: Record) -> None:
-        configuration, _ = read_voters(record.payload)
-        self.log.rebase(SnapshotPoint(record.index, record.term, configuration))
+        self.log.rebase(SnapshotPoint(record.index, record.term, Configuration.decode(record.payload)))
         self.entries.clear()
 
     def trim(self) -> None:
@@ -68,20 +68,23 @@ class Replay:
             if line.term >= log.term:
                 log.term, log.vote = line.term, line.vote
             return
-        for name in ("replica", "term", "vote", "commit", "last_index", "last_term"):
+        for name in ("term", "vote", "commit", "last_index", "last_term"):
             if getattr(log, name) != getattr(line, name):
                 self.quarantine(f"{name} is {getattr(log, name)} in the log and {getattr(line, name)} in a checkpoint")
 
 
 @dataclass(slots=True)
 class Recovered:
-    """What the log holds. `suspect`: damage whose shard could not be read, so that no replica of the node is trusted."""
+    """What the log holds. `suspect`: damage whose shard could not be read, now or at an earlier start. `dropped`: per
+    shard the highest replica id that was here and is no more."""
 
     shards: dict[int, Replay] = field(default_factory=dict)
+    dropped: dict[int, int] = field(default_factory=dict)
     suspect: str = ""
     segments: list[Segment] = field(default_factory=list)
     first_segment: int = 1  # of those to come
     checkpoint: list[ShardLog] = field(default_factory=list)  # of all shards before `again`
+    checkpoint_dropped: dict[int, int] = field(default_factory=dict)
     checkpoint_suspect: str = ""
     again: tuple[Frame, bytes] | None = None  # the last round, complete but perhaps never synced
     next_round: int = 1
@@ -89,6 +92,21 @@ class Recovered:
     cut_bytes: int = 0  # of a torn tail
 
     def suspect_all(self, reason: str) -> None:
+        """Damage that may be anybody's: every replica that is known by now is quarantined. One that begins later has
+        nothing in what is damaged."""
         self.suspect = self.suspect or reason
         for replay in self.shards.values():
             replay.quarantine(reason)
+
+    def forget(self, shard: int, replica: int) -> None:
+        """The replica was dropped, or another one began in its place."""
+        known = self.shards.get(shard)
+        if known is not None and known.log.replica <= replica:
+            del self.shards[shard]
+        self.dropped[shard] = max(replica, self.dropped.get(shard, 0))
+
+    def mark(self) -> None:
+        """What the next segment's checkpoint says: all that is known by now."""
+        self.checkpoint = [replay.log.copy() for replay in self.shards.values()]
+        self.checkpoint_dropped = dict(self.dropped)
+        self.checkpoint_suspect = self.suspect

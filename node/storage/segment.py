@@ -8,7 +8,7 @@ from `first_round` on is superseded (a tail that recovery cut).
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from zlib import crc32
 
@@ -28,10 +28,10 @@ HEAD_BYTES = BYTES + _HEAD.size + _CHECK.size
 
 @dataclass(slots=True)
 class Segment:
-    """A segment that lies on disk. `highest` holds the highest log index per shard that was appended to it."""
+    """A segment that lies on disk. `highest` holds the highest log index per (shard, replica) that was appended to it."""
 
     number: int
-    highest: dict[int, int] = field(default_factory=dict)
+    highest: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def path(self) -> str:
@@ -82,10 +82,15 @@ def segment_numbers(disk: Disk) -> list[int]:
     return sorted(numbers)
 
 
-def checkpoint_frame(head: SegmentHead, shards: Iterable[ShardLog], suspect: str) -> list[bytes]:
-    """The checkpoint that follows the head: all shards as they were before `first_round`."""
+def checkpoint_frame(
+    head: SegmentHead, shards: Iterable[ShardLog], dropped: Mapping[int, int], suspect: str
+) -> list[bytes]:
+    """The checkpoint that follows the head: all shards as they were before `first_round`, and who was dropped."""
     pieces: list[bytes] = [b""]
     sequence = head.first_sequence
+    for number, replica in dropped.items():
+        pieces += pack_record(sequence, number, RecordKind.DROP, replica, 0, 0, b"")
+        sequence += 1
     for shard in shards:
         pieces += shard.checkpoint(sequence)
         sequence += 1

@@ -29,7 +29,7 @@ class ShardRound:
 class ShardLog:
     shard: int
     replica: int
-    configuration: Configuration  # at the base
+    configuration: Configuration  # that of its beginning or of the last base; what CONFIG entries say follows it
     term: int = 0
     vote: int = 0
     commit: int = 0
@@ -108,6 +108,7 @@ class ShardLog:
 
 
 def from_checkpoint(shard: int, replica: int, last_index: int, last_term: int, line: bytes) -> ShardLog:
+    """struct.error or ValueError when it is no such line."""
     (term, vote, commit, base_index, base_term), configuration, quarantine = read_checkpoint(line)
     return ShardLog(
         shard,

@@ -19,6 +19,7 @@ import xxhash
 
 from cluster.errors import Code, TenfoldError
 from cluster.ports import State, StateSnapshot
+from cluster.raft.configuration import Configuration
 from node.storage.failpoints import failpoint
 from node.storage.layout import GENERATIONS, after, data_prefix, header_key, read_header
 
@@ -38,7 +39,7 @@ class Owner(Protocol):
     shard: int
     generation: int
 
-    def switch(self, generation: int, index: int, term: int, time_ms: int) -> bool: ...
+    def switch(self, generation: int, index: int, term: int, time_ms: int, configuration: Configuration) -> bool: ...
 
 
 class SnapshotSource:
@@ -52,7 +53,7 @@ class SnapshotSource:
         self.generation = self.applied_index = self.applied_term = self.time_ms = 0
         key = header_key(shard)
         for _, value in frozen.scan(key, key + b"\0"):
-            self.generation, self.applied_index, self.applied_term, self.time_ms = read_header(value, shard)
+            _, self.generation, self.applied_index, self.applied_term, self.time_ms = read_header(value, shard)
         self._prefix = data_prefix(shard, self.generation)
         self._digest = xxhash.xxh3_64()
         self._starts: dict[int, tuple[bytes, xxhash.xxh3_64]] = {0: (self._prefix, self._digest.copy())}
@@ -158,12 +159,12 @@ class SnapshotSink:
                 return
             await asyncio.sleep(STALL_RETRY_S)
 
-    def commit(self, index: int, term: int, time_ms: int) -> None:
+    def commit(self, index: int, term: int, time_ms: int, configuration: Configuration) -> None:
         """The new generation counts, with its applied index, in one batch; durable after a flush. When the engine stalls:
         Overloaded, and nothing changed: it may be tried again."""
         assert self._open, "the install has ended"
         failpoint("install.before")
-        if not self._owner.switch(self.generation, index, term, time_ms):
+        if not self._owner.switch(self.generation, index, term, time_ms, configuration):
             raise TenfoldError(Code.OVERLOADED, f"shard {self._owner.shard}: the state engine stalls")
         self._open, self._committed = False, True
         failpoint("install.switched")

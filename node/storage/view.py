@@ -2,6 +2,8 @@
 
 Everything applied goes through one overlay, the node's `StateBatch`, and reaches the engine as one atomic batch with the
 applied indexes. Durable-applied is the applied index that was in the engine before a flush that completed.
+
+A slice belongs to one replica id: what another one left there counts as nothing.
 """
 
 from __future__ import annotations
@@ -17,12 +19,16 @@ import xxhash
 
 from cluster.limits import DEFAULT, Limits
 from cluster.ports import State
+from cluster.raft.configuration import Configuration
 from node.storage.layout import (
+    DATA,
     HEADERS,
+    Header,
     after,
+    configuration_key,
     data_prefix,
     header_key,
-    pack_header,
+    read_configuration,
     read_header,
     shard_of,
     shard_prefix,
@@ -58,9 +64,10 @@ class StateBatch(dict[bytes, bytes | None]):
         super().clear()
         self._sorted.clear()
 
-    def forget(self, prefix: bytes) -> None:
-        """Drops every key with that prefix."""
-        for key in [key for key in self if key.startswith(prefix)]:
+    def forget(self, shard: int) -> None:
+        """Drops everything of a shard."""
+        mine = (header_key(shard), configuration_key(shard), shard_prefix(shard))
+        for key in [key for key in self if key.startswith(mine)]:
             del self[key]
         self._sorted.clear()
 
@@ -116,19 +123,35 @@ def overlaid(
 
 
 class ShardState:
-    """One shard's slice. `applied_index`, `applied_term` and `time_ms` count the overlay in."""
+    """One shard's slice, as the replica `replica` left it; what another one left is deleted. `applied_index`,
+    `applied_term`, `time_ms` and `configuration` (as of the applied index; None: nothing was applied yet that told one) count
+    the overlay in."""
 
-    def __init__(self, state: State, shard: int, batch: StateBatch, limits: Limits = DEFAULT) -> None:
+    def __init__(self, state: State, shard: int, batch: StateBatch, replica: int, limits: Limits = DEFAULT) -> None:
         self.shard = shard
+        self.replica = replica
         self.limits = limits
         self.generation = self.applied_index = self.applied_term = self.time_ms = 0
+        self.configuration: Configuration | None = None
         self._state = state
         self._batch = batch
         self._key = header_key(shard)
         self._views: dict[str, CapabilityView] = {}
-        value = batch[self._key] if self._key in batch else state.get(self._key)
-        if value is not None:
-            self.generation, self.applied_index, self.applied_term, self.time_ms = read_header(value, shard)
+        header = self._get(self._key)
+        if header is None:
+            return
+        found = read_header(header, shard)
+        if found.replica != replica:
+            batch.forget(shard)
+            delete_shard(state, shard)
+            return
+        _, self.generation, self.applied_index, self.applied_term, self.time_ms = found
+        members = self._get(configuration_key(shard))
+        if members is not None:
+            self.configuration = read_configuration(members, shard)
+
+    def _get(self, key: bytes) -> bytes | None:
+        return self._batch[key] if key in self._batch else self._state.get(key)
 
     def view(self, capability: str) -> CapabilityView:
         """The view of a capability; it stays valid when a snapshot is installed, and then shows the new state."""
@@ -144,7 +167,12 @@ class ShardState:
         """Joins the applied index to the batch, so that state and index are one."""
         assert index > self.applied_index, f"shard {self.shard}: applies {index} after {self.applied_index}"
         self.applied_index, self.applied_term, self.time_ms = index, term, time_ms
-        self._batch[self._key] = pack_header(self.generation, index, term, time_ms)
+        self._batch[self._key] = Header(self.replica, self.generation, index, term, time_ms).encode()
+
+    def set_configuration(self, configuration: Configuration) -> None:
+        """Joins the batch as well; followed by `set_applied` for the same entry."""
+        self.configuration = configuration
+        self._batch[configuration_key(self.shard)] = configuration.encode()
 
     def snapshot(self) -> SnapshotSource:
         """A frozen copy of what the engine holds; what is still in the overlay is not in it."""
@@ -153,17 +181,18 @@ class ShardState:
     def begin_install(self) -> SnapshotSink:
         """Takes a snapshot under the next generation. One at a time; leftovers of an earlier one are deleted first."""
         self.clean()
-        return SnapshotSink(self, self._state, self.limits.snapshot_chunk_bytes)
+        return SnapshotSink(self, self._state)
 
-    def switch(self, generation: int, index: int, term: int, time_ms: int) -> bool:
+    def switch(self, generation: int, index: int, term: int, time_ms: int, configuration: Configuration) -> bool:
         """One batch that makes another generation count. What the overlay held of this shard is of the past. False when
         the engine stalls: nothing changed."""
-        header = pack_header(generation, index, term, time_ms)
-        if not self._state.write({self._key: header}):
+        header = Header(self.replica, generation, index, term, time_ms)
+        members = {configuration_key(self.shard): configuration.encode()}
+        if not self._state.write({self._key: header.encode(), **members}):
             return False
-        self._batch.forget(data_prefix(self.shard, self.generation))
-        self._batch.forget(self._key)
+        self._batch.forget(self.shard)
         self.generation, self.applied_index, self.applied_term, self.time_ms = generation, index, term, time_ms
+        self.configuration = configuration
         for view in self._views.values():
             view.move(data_prefix(self.shard, generation))
         return True
@@ -188,28 +217,57 @@ class ShardState:
         return int(total.intdigest())
 
 
+def delete_shard(state: State, shard: int) -> None:
+    """The header goes last: while it is there, whose the rest is can be told."""
+    for first in (shard_prefix(shard), configuration_key(shard), header_key(shard)):
+        state.delete_range(first, after(first))
+
+
 class NodeState:
-    """The engine of a node with what is known of its durability."""
+    """The engine of a node with what is known of its durability. `durable_applied`: by shard the replica and its applied
+    index."""
 
     def __init__(self, engine: State) -> None:
         self.engine = engine
-        self.durable_applied: dict[int, int] = self._applied()
+        self.durable_applied = self._applied()
         self._flushing = asyncio.Lock()
+        self._waiting: StateBatch | None = None  # the overlay that a stalled engine did not take
 
-    def _applied(self) -> dict[int, int]:
-        """The applied index of every shard as the engine holds it."""
-        headers = self.engine.scan(*HEADERS)
-        return {shard_of(key): read_header(value, shard_of(key))[1] for key, value in headers}
+    def _applied(self) -> dict[int, tuple[int, int]]:
+        """The applied index of every shard as the engine holds it, and whose it is."""
+        found = {}
+        for key, value in self.engine.scan(*HEADERS):
+            shard = shard_of(key)
+            header = read_header(value, shard)
+            found[shard] = (header.replica, header.applied_index)
+        return found
+
+    def shards(self) -> list[int]:
+        """Every shard of which the engine holds anything, be it only what an install left."""
+        found = set(self._applied())
+        at, end = DATA
+        while (pair := next(self.engine.scan(at, end), None)) is not None:
+            found.add(shard_of(pair[0]))
+            at = after(shard_prefix(shard_of(pair[0])))
+        return sorted(found)
+
+    def drop(self, shard: int) -> None:
+        """Deletes everything of a shard, whosever it is. An install that is under way has to be given up before."""
+        if self._waiting is not None:
+            self._waiting.forget(shard)
+        delete_shard(self.engine, shard)
 
     def write_batch(self, batch: StateBatch) -> bool:
         """Writes the overlay as one atomic batch and clears it. False when the engine stalls: nothing changed."""
+        self._waiting = None
         if batch:
             if not self.engine.write(batch):
+                self._waiting = batch
                 return False
             batch.clear()
         return True
 
-    async def flush(self) -> Mapping[int, int]:
+    async def flush(self) -> Mapping[int, tuple[int, int]]:
         """Durable-applied: the applied index of each shard that was in the engine when the flush started. StorageFailed.
         A flush that already runs is waited for, and another follows, since it may have started too early."""
         async with self._flushing:

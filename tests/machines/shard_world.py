@@ -70,7 +70,7 @@ class ShardWorld:
 
     def _begin(self) -> None:
         self.overlay = StateBatch()
-        self.state = ShardState(self.engine, 1, self.overlay, self.limits)
+        self.state = ShardState(self.engine, 1, self.overlay, 11, self.limits)
         self.applier = Applier(1, {"kv": KvMachine(self.limits), "meta": MetaMachine(self.limits)}, self.limits)
         self.load()
 

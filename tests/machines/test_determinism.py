@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.limits import Limits
+from cluster.raft.configuration import Configuration
 from cluster.raft.messages import Entry
 from cluster.types import EntryKind
 from node.machines.applier import Outcome
@@ -89,7 +90,7 @@ async def _install(source: ShardWorld, other: ShardWorld) -> None:
     sink = other.state.begin_install()
     while (chunk := await snapshot.read()) is not None:
         await sink.add(chunk)
-    sink.commit(snapshot.applied_index, snapshot.applied_term, snapshot.time_ms)
+    sink.commit(snapshot.applied_index, snapshot.applied_term, snapshot.time_ms, Configuration((11,)))
     sink.finish()
 
 

@@ -306,7 +306,7 @@ TestSessionsAgainstModel.settings = settings(derandomize=True, deadline=None, ma
 def test_late_results_that_find_no_room_are_not_kept_and_end_no_loop() -> None:
     """Sequences 2, 1, 3 with large results: dropping the oldest would lift the mark over the late one, and back."""
     limits = replace(DEFAULT, session_bytes_max=1000)
-    sessions, view = Sessions(limits), ShardState(MemoryState(), 1, StateBatch()).view("session")
+    sessions, view = Sessions(limits), ShardState(MemoryState(), 1, StateBatch(), 11).view("session")
     sessions.load(view)
     session = sessions.open(1, 0, 0, view).session
     for sequence, index in ((2, 2), (1, 3), (3, 4)):

@@ -18,7 +18,7 @@ from node.storage.log import Log, RecoveredShard, ShardRound
 
 T = TypeVar("T")
 CLUSTER = bytes(range(16))
-VOTERS = Configuration((11, 12, 13))
+VOTERS = Configuration((11, 12, 13), (14,), version=3)
 SMALL = Limits(segment_bytes=2048)
 
 
@@ -32,7 +32,7 @@ def drive(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def open_log(
-    disk: Disk, boot: str = "boot-1", limits: Limits = SMALL, discard: dict[int, int] | None = None
+    disk: Disk, boot: str = "boot-1", limits: Limits = SMALL, discard: dict[int, tuple[int, int]] | None = None
 ) -> tuple[Log, dict[int, RecoveredShard]]:
     return await Log.open(disk, cluster_id=CLUSTER, node="n1", boot_id=boot, limits=limits, discard_at_or_below=discard)
 
@@ -131,7 +131,7 @@ def begun(log: Log, shards: int = 3) -> Model:
     """Begins the shards 1..n in a fresh log, and their model."""
     model: Model = {}
     for shard in range(1, shards + 1):
-        assert log.begin(shard, 11, VOTERS) == ""
+        assert log.begin(shard, 11, VOTERS, fresh=False) == ""
         model[shard] = ShardModel(11)
     return model
 

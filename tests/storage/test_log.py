@@ -30,7 +30,7 @@ def append(log: Log, *rounds: ShardRound) -> int:
 def one(disk: MemoryDisk | None = None) -> tuple[Log, MemoryDisk]:
     disk = disk or MemoryDisk()
     log, _ = drive(open_log(disk))
-    log.begin(1, 11, VOTERS)
+    log.begin(1, 11, VOTERS, fresh=False)
     append(log)
     return log, disk
 
@@ -55,7 +55,7 @@ def test_every_kind_and_field_is_kept() -> None:
     big = 2**63
     each = [Entry(n + 1, n + 1, kind, bytes([kind]) * n) for n, kind in enumerate(EntryKind)]
     append(log, ShardRound(1, 11, each, HardState(big, 13, 4), None))
-    log.begin(1023, big, Configuration((big, 1)))
+    log.begin(1023, big, Configuration((big, 1)), fresh=False)
     append(log, ShardRound(1023, big, [], None, SnapshotPoint(big, big - 1, Configuration((5,)))))
     found = drive(open_log(disk))[1]
     assert found[1].entries == each and found[1].hard_state == HardState(big, 13, 4)
@@ -121,21 +121,21 @@ def test_entries_at_or_below_the_given_index_are_discarded_and_the_base_moves() 
     log, disk = one()
     append(log, ShardRound(1, 11, entries(1, 50) + entries(51, 50, 2), HardState(2, 11, 90), None))
     for discard, base, term in ((0, 0, 0), (30, 30, 1), (70, 70, 2), (100, 100, 2)):
-        found = drive(open_log(disk, discard={1: discard}))[1][1]
+        found = drive(open_log(disk, discard={1: (11, discard)}))[1][1]
         assert (found.base_index, found.base_term) == (base, term)
         assert [each.index for each in found.entries] == list(range(base + 1, 101))
 
 
 def test_a_segment_goes_when_all_its_entries_are_durably_applied() -> None:
     log, disk = one()
-    log.begin(2, 21, VOTERS)
+    log.begin(2, 21, VOTERS, fresh=False)
     index = 0
     while len(disk.list("log")) < 5:
         append(log, ShardRound(1, 11, entries(index + 1, 5), HardState(1, 11, index), None))
         index += 5
     append(log, ShardRound(2, 21, entries(1, 1), HardState(7, 12, 1), None))
-    assert log.release({1: 0}) == log.release({}) == 0
-    assert log.release({1: index}) == 4
+    assert log.release({1: (11, 0)}) == log.release({}) == 0
+    assert log.release({1: (11, index)}) == 4
     assert len(disk.list("log")) == 1 and log.disk_bytes == disk.medium.used_bytes()
     found = drive(open_log(disk))[1]
     assert found[1].hard_state == HardState(1, 11, index - 5) and found[2].hard_state == HardState(7, 12, 1)
@@ -146,15 +146,15 @@ def test_a_segment_goes_when_all_its_entries_are_durably_applied() -> None:
 def test_an_idle_shard_pins_a_segment_only_while_it_needs_it() -> None:
     """Its uncommitted tail was replaced by a shorter one: the old entries pin nothing."""
     log, disk = one()
-    log.begin(2, 21, VOTERS)
+    log.begin(2, 21, VOTERS, fresh=False)
     append(log, ShardRound(2, 21, entries(1, 10), HardState(1, 0, 0), None))
     append(log, ShardRound(2, 21, entries(3, 1, 2), HardState(2, 0, 3), None))
     index = 0
     while len(disk.list("log")) < 4:
         append(log, ShardRound(1, 11, entries(index + 1, 5), None, None))
         index += 5
-    assert log.release({1: index, 2: 2}) == 0
-    assert log.release({1: index, 2: 3}) == 3
+    assert log.release({1: (11, index), 2: (21, 2)}) == 0
+    assert log.release({1: (11, index), 2: (21, 3)}) == 3
     found = drive(open_log(disk))[1][2]
     assert (found.base_index, found.base_term, found.entries) == (3, 2, [])
 
@@ -170,7 +170,7 @@ def test_a_quarantine_is_kept_and_bars_further_rounds() -> None:
     for _ in range(3):
         log, found = drive(open_log(disk))
         assert found[1].quarantine == "its state is damaged"
-    log.begin(1, 99, VOTERS)
+    log.begin(1, 99, VOTERS, fresh=False)
     append(log, ShardRound(1, 99, entries(1, 1), HardState(1, 99, 0), None))
     found = drive(open_log(disk))[1]
     assert (found[1].replica, found[1].quarantine, len(found[1].entries)) == (99, "", 1)
@@ -188,7 +188,7 @@ def test_closing_writes_what_waits_for_a_round() -> None:
 def test_the_same_replica_does_not_begin_twice() -> None:
     log, _ = one()
     with pytest.raises(AssertionError, match="has begun"):
-        log.begin(1, 11, VOTERS)
+        log.begin(1, 11, VOTERS, fresh=False)
 
 
 def test_a_full_disk_writes_nothing_and_the_round_may_be_tried_again() -> None:
@@ -208,7 +208,7 @@ def test_a_full_disk_writes_nothing_and_the_round_may_be_tried_again() -> None:
 def test_a_disk_too_full_for_a_new_segment_lets_the_old_one_grow() -> None:
     disk = MemoryDisk()
     log, _ = drive(open_log(disk, limits=Limits(segment_bytes=2048)))
-    log.begin(1, 11, VOTERS)
+    log.begin(1, 11, VOTERS, fresh=False)
     disk.medium.capacity = disk.medium.used_bytes() + 2300
     append(log, ShardRound(1, 11, entries(1, 1, payload=bytes(2000)), HardState(1, 11, 0), None))
     assert [name for name in disk.list("log") if name.endswith(".log")] == ["0000000000000001.log"]
@@ -233,7 +233,7 @@ def test_a_failed_sync_stops_the_log_for_good(nth: int) -> None:
         with pytest.raises(StorageFailed):
             log.append([])
         with pytest.raises(StorageFailed):
-            log.release({1: 9})
+            log.release({1: (11, 9)})
     drive(log.close())
 
 
@@ -252,7 +252,7 @@ def test_a_new_segment_whose_name_may_be_there_for_good_is_never_given_up() -> N
     medium = ForgettingDisk()
     disk = medium.attach()
     log, _ = drive(open_log(disk))
-    log.begin(1, 11, VOTERS)
+    log.begin(1, 11, VOTERS, fresh=False)
     append(log)
     sync_directory = disk.sync_directory
     full = [True]

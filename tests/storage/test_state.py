@@ -23,6 +23,7 @@ from node.storage.layout import after, data_prefix
 from node.storage.memory import ForgettingState, MemoryState
 from node.storage.rocks_state import RocksState
 from node.storage.view import ShardState, StateBatch
+from tests.storage.storage_world import VOTERS
 
 MINE = Identity(bytes(range(16)), "n1")
 LIMITS = Limits(snapshot_chunk_bytes=256)
@@ -222,7 +223,7 @@ def side(number: int) -> dict[bytes, bytes]:
 async def install_snapshots(directory: Path) -> None:
     """Shard 1 takes one snapshot after the other and tells each that is durable."""
     state = opened(directory)
-    source, target = ShardState(state, 2, StateBatch(), LIMITS), ShardState(state, 1, StateBatch(), LIMITS)
+    source, target = ShardState(state, 2, StateBatch(), 11, LIMITS), ShardState(state, 1, StateBatch(), 11, LIMITS)
     for number in range(1, 9):
         state.delete_range(data_prefix(2, 0), after(data_prefix(2, 0)))
         state.write({data_prefix(2, 0) + b"kv/" + key: value for key, value in side(number).items()})
@@ -231,7 +232,7 @@ async def install_snapshots(directory: Path) -> None:
         while (chunk := await frozen.read()) is not None:
             await sink.add(chunk)
         frozen.close()
-        sink.commit(number, 1, 0)
+        sink.commit(number, 1, 0, VOTERS)
         await state.flush()
         print(number, flush=True)
         sink.finish()
@@ -249,7 +250,7 @@ def test_a_kill_during_an_install_leaves_one_side_or_the_other(tmp_path: Path, n
     assert run.returncode == -signal.SIGKILL, run.stderr
     durable = max(map(int, run.stdout.split()), default=0)
     state = opened(tmp_path)
-    shard = ShardState(state, 1, StateBatch())
+    shard = ShardState(state, 1, StateBatch(), 11)
     shard.clean()
     assert durable <= shard.applied_index <= durable + 1 and durable > 0
     assert dict(shard.view("kv").scan(b"", b"")) == side(shard.applied_index)

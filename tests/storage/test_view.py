@@ -21,7 +21,7 @@ from node.storage.memory import ForgettingState, MemoryState
 from node.storage.rocks_state import RocksState
 from node.storage.snapshot import PAIR, SLICE_PAIRS, read_pairs
 from node.storage.view import NodeState, ShardState, SnapshotSink, SnapshotSource, StateBatch
-from tests.storage.storage_world import drive
+from tests.storage.storage_world import VOTERS, drive
 
 SMALL = Limits(snapshot_chunk_bytes=256)
 KEYS = st.binary(max_size=3)
@@ -34,7 +34,9 @@ STEPS = st.lists(
 def test_a_view_is_an_ordered_map_over_overlay_and_engine(steps: list[tuple[str, bytes, bytes]]) -> None:
     engine, batch = MemoryState(), StateBatch()
     node = NodeState(engine)
-    views = {name: ShardState(engine, shard, batch).view(name) for shard, name in ((1, "kv"), (1, "kva"), (2, "lock"))}
+    views = {
+        name: ShardState(engine, shard, batch, 11).view(name) for shard, name in ((1, "kv"), (1, "kva"), (2, "lock"))
+    }
     models: dict[str, dict[bytes, bytes]] = {name: {} for name in views}
     for number, (what, key, other) in enumerate(steps):
         name = sorted(views)[(len(key) + number) % 3]
@@ -60,7 +62,7 @@ def test_a_view_is_an_ordered_map_over_overlay_and_engine(steps: list[tuple[str,
 
 def test_a_scan_while_writing_shows_the_state_as_of_its_start() -> None:
     batch = StateBatch()
-    view = ShardState(MemoryState(), 1, batch).view("kv")
+    view = ShardState(MemoryState(), 1, batch, 11).view("kv")
     for n in range(10):
         view.put(b"%d" % n, b"old")
     for key, value in view.scan(b"", b""):
@@ -73,7 +75,7 @@ def test_a_scan_while_writing_shows_the_state_as_of_its_start() -> None:
 def test_the_header_is_one_with_what_it_counts() -> None:
     medium = ForgettingState()
     engine, batch = medium.attach(), StateBatch()
-    node, shard = NodeState(engine), ShardState(engine, 7, batch)
+    node, shard = NodeState(engine), ShardState(engine, 7, batch, 11)
     view = shard.view("kv")
     for index in range(1, 9):
         view.put(b"k%d" % index, b"v")
@@ -86,28 +88,28 @@ def test_the_header_is_one_with_what_it_counts() -> None:
         copy = ForgettingState()
         copy.pairs, copy.undo = medium.pairs.copy(), [dict(each) for each in medium.undo]
         copy.crash(random.Random(seed))
-        found = ShardState(copy.attach(), 7, StateBatch())
+        found = ShardState(copy.attach(), 7, StateBatch(), 11)
         assert len(list(found.view("kv").scan(b"", b""))) == found.applied_index
         assert found.time_ms == found.applied_index * 10 and found.applied_index % 2 == 0
     engine.write({header_key(7): b"short"})
     with pytest.raises(StorageFailed, match="shard 7"):
-        ShardState(engine, 7, StateBatch())
+        ShardState(engine, 7, StateBatch(), 11)
 
 
 def test_durable_applied_is_what_was_in_the_engine_when_the_flush_began() -> None:
     engine, batch = MemoryState(), StateBatch()
-    node, shard = NodeState(engine), ShardState(engine, 1, batch)
+    node, shard = NodeState(engine), ShardState(engine, 1, batch, 11)
     shard.set_applied(5, 1, 0)
     assert drive(node.flush()) == {} == node.durable_applied
     node.write_batch(batch)
     shard.set_applied(6, 1, 0)
-    assert drive(node.flush()) == {1: 5} == node.durable_applied
-    assert NodeState(engine).durable_applied == {1: 5}
+    assert drive(node.flush()) == {1: (11, 5)} == node.durable_applied
+    assert NodeState(engine).durable_applied == {1: (11, 5)}
 
 
 async def test_a_write_during_a_flush_does_not_count_for_it() -> None:
     engine, batch = MemoryState(), StateBatch()
-    node, shard = NodeState(engine), ShardState(engine, 1, batch)
+    node, shard = NodeState(engine), ShardState(engine, 1, batch, 11)
     begun, go = asyncio.Event(), asyncio.Event()
 
     async def slow_flush() -> None:
@@ -124,13 +126,13 @@ async def test_a_write_during_a_flush_does_not_count_for_it() -> None:
         node.write_batch(batch)
         second = asyncio.create_task(node.flush())
         go.set()
-        assert (await first, await second) == ({1: 1}, {1: 2})
+        assert (await first, await second) == ({1: (11, 1)}, {1: (11, 2)})
 
 
 def test_a_stalled_engine_leaves_the_overlay() -> None:
     medium = ForgettingState()
     engine, batch = medium.attach(), StateBatch()
-    node, view = NodeState(engine), ShardState(engine, 1, batch).view("kv")
+    node, view = NodeState(engine), ShardState(engine, 1, batch, 11).view("kv")
     view.put(b"a", b"1")
     medium.stalled = True
     assert not node.write_batch(batch) and view.get(b"a") == b"1" and len(batch) == 1
@@ -143,7 +145,7 @@ def test_a_stalled_engine_leaves_the_overlay() -> None:
 
 def filled(engine: State, shard: int = 1, seed: int = 0) -> ShardState:
     choose, batch = random.Random(seed), StateBatch()
-    state = ShardState(engine, shard, batch, SMALL)
+    state = ShardState(engine, shard, batch, 11, SMALL)
     for index in range(1, 40):
         view = state.view(choose.choice(("kv", "lock", "meta")))
         view.put(choose.randbytes(choose.randint(0, 20)), choose.randbytes(choose.choice((0, 10, 100, 700))))
@@ -189,12 +191,12 @@ async def test_a_snapshot_is_installed_elsewhere_with_the_same_digest(engine: St
     view, sink = target.view("kv"), target.begin_install()
     await install(sink, chunks)
     assert content(target) != before
-    sink.commit(100, 7, 555)
+    sink.commit(100, 7, 555, VOTERS)
     await engine.flush()
     sink.finish()
     assert content(target) == before and target.digest() == digest
     assert dict(view.scan(b"", b"")) == before["kv"], "a view that was handed out follows"
-    found = ShardState(engine, 65535, StateBatch())
+    found = ShardState(engine, 65535, StateBatch(), 11)
     assert (found.applied_index, found.applied_term, found.time_ms, found.generation) == (100, 7, 555, 1)
     assert len(list(engine.scan(b"d\xff\xff", b"d\xff\xff\xff\xff\xff\xff\xff"))) == sum(map(len, before.values()))
 
@@ -203,7 +205,7 @@ def test_chunks_are_bounded_unless_one_pair_is_longer() -> None:
     engine = MemoryState()
     engine.write({data_prefix(1, 0) + b"kv/%03d" % n: bytes(60) for n in range(100)})
     engine.write({data_prefix(1, 0) + b"kv/big": bytes(5000)})
-    sizes = [len(chunk) for chunk in drive(every(ShardState(engine, 1, StateBatch(), SMALL).snapshot()))]
+    sizes = [len(chunk) for chunk in drive(every(ShardState(engine, 1, StateBatch(), 11, SMALL).snapshot()))]
     assert sorted(sizes)[-1] > 5000 and max(sorted(sizes)[:-1]) <= 256 and len(sizes) < 40
 
 
@@ -231,14 +233,14 @@ async def test_a_source_goes_on_from_any_chunk_that_is_not_settled(engine: State
 def test_a_chunk_that_was_broken_off_is_read_again_as_a_whole() -> None:
     engine = MemoryState()
     engine.write({data_prefix(1, 0) + b"kv/%04d" % n: b"x" for n in range(3 * SLICE_PAIRS)})
-    frozen = ShardState(engine, 1, StateBatch(), Limits()).snapshot()
+    frozen = ShardState(engine, 1, StateBatch(), 11, Limits()).snapshot()
     slices = frozen.read()
     slices.send(None)  # the first slice is over, and the loop may go on
     slices.close()
     frozen.seek(0)
     whole = asyncio.run(every(frozen))
     assert [len(list(read_pairs(chunk))) for chunk in whole] == [3 * SLICE_PAIRS]
-    assert frozen.digest == ShardState(engine, 1, StateBatch()).digest()
+    assert frozen.digest == ShardState(engine, 1, StateBatch(), 11).digest()
 
 
 @pytest.mark.parametrize("read", [0, 1, 3])
@@ -259,7 +261,7 @@ async def test_a_closed_source_lets_the_engine_go(tmp_path: Path, read: int) -> 
 async def test_the_overlay_of_the_past_does_not_come_back(engine: State) -> None:
     """What was applied before the switch and not yet written must overwrite nothing after it."""
     batch, node = StateBatch(), NodeState(engine)
-    target, other = ShardState(engine, 2, batch, SMALL), ShardState(engine, 3, batch, SMALL)
+    target, other = ShardState(engine, 2, batch, 11, SMALL), ShardState(engine, 3, batch, 11, SMALL)
     frozen = filled(engine, 1).snapshot()
     chunks = await every(frozen)
     frozen.close()
@@ -269,15 +271,15 @@ async def test_the_overlay_of_the_past_does_not_come_back(engine: State) -> None
     assert len(list(target.view("kv").scan(b"", b""))) == 1
     sink = target.begin_install()
     await install(sink, chunks)
-    sink.commit(50, 2, 0)
+    sink.commit(50, 2, 0, VOTERS)
     other.view("kv").put(b"other", b"2")
-    assert node.write_batch(batch) and ShardState(engine, 2, StateBatch()).applied_index == 50
+    assert node.write_batch(batch) and ShardState(engine, 2, StateBatch(), 11).applied_index == 50
     other.view("kv").put(b"other", b"1")
     target.view("kv").put(b"future", b"2")
     target.set_applied(51, 2, 0)
     assert node.write_batch(batch)
     sink.finish()
-    again = ShardState(engine, 2, StateBatch())
+    again = ShardState(engine, 2, StateBatch(), 11)
     assert again.applied_index == 51 and again.view("kv").get(b"past") is None
     assert again.view("kv").get(b"future") == b"2" and other.view("kv").get(b"other") == b"1"
     assert list(engine.scan(data_prefix(2, 0), after(data_prefix(2, 0)))) == []
@@ -287,7 +289,7 @@ async def test_an_aborted_install_leaves_nothing_and_another_may_follow(engine: 
     frozen = filled(engine, 1).snapshot()
     chunks = await every(frozen)
     frozen.close()
-    target = ShardState(engine, 2, StateBatch(), SMALL)
+    target = ShardState(engine, 2, StateBatch(), 11, SMALL)
     sink = target.begin_install()
     await install(sink, chunks[:3])
     sink.abort()
@@ -296,14 +298,14 @@ async def test_an_aborted_install_leaves_nothing_and_another_may_follow(engine: 
     await install(abandoned, chunks[2:])
     sink = target.begin_install()
     await install(sink, chunks)
-    sink.commit(9, 1, 1)
+    sink.commit(9, 1, 1, VOTERS)
     sink.finish()
-    assert target.digest() == ShardState(engine, 1, StateBatch()).digest()
+    assert target.digest() == ShardState(engine, 1, StateBatch(), 11).digest()
 
 
 def test_a_sink_that_is_given_up_while_it_writes_writes_no_more() -> None:
     engine = MemoryState()
-    target = ShardState(engine, 2, StateBatch(), SMALL)
+    target = ShardState(engine, 2, StateBatch(), 11, SMALL)
     sink = target.begin_install()
     pairs = {b"kv/%04d" % n: b"x" for n in range(3 * SLICE_PAIRS)}
     writing = sink.add(b"".join(PAIR.pack(len(key), len(value)) + key + value for key, value in pairs.items()))
@@ -321,7 +323,7 @@ async def test_a_malformed_chunk_is_refused(cut: int) -> None:
     frozen = filled(MemoryState()).snapshot()
     chunk = await frozen.read()
     assert chunk is not None
-    sink = ShardState(MemoryState(), 2, StateBatch(), SMALL).begin_install()
+    sink = ShardState(MemoryState(), 2, StateBatch(), 11, SMALL).begin_install()
     with pytest.raises(TenfoldError) as refusal:
         await sink.add(chunk[:-cut] if cut < 9 else chunk + bytes(cut % 8) + b"\xff")
     assert refusal.value.code is Code.INVALID_ARGUMENT
@@ -334,11 +336,11 @@ def test_a_commit_into_a_stalled_engine_changes_nothing() -> None:
     sink = target.begin_install()
     medium.stalled = True
     with pytest.raises(TenfoldError) as refusal:
-        sink.commit(99, 9, 9)
+        sink.commit(99, 9, 9, VOTERS)
     assert refusal.value.code is Code.OVERLOADED
     medium.stalled = False
     assert content(target) == before and target.applied_index == 39
-    sink.commit(99, 9, 9)
+    sink.commit(99, 9, 9, VOTERS)
     assert target.applied_index == 99, "and may be tried again"
 
 
@@ -361,14 +363,14 @@ def test_a_crash_during_an_install_leaves_one_side_or_the_other(until: str) -> N
         if reach >= 1:
             asyncio.run(install(sink, chunks[:3] if reach == 1 else chunks))
         if reach >= 3:
-            sink.commit(100, 7, 5)
+            sink.commit(100, 7, 5, VOTERS)
         if reach >= 4:
             drive(engine.flush())
         if reach >= 5:
             sink.finish()
         medium.crash(random.Random(seed))
         sink.abort()
-        found = ShardState(medium.attach(), 1, StateBatch(), SMALL)
+        found = ShardState(medium.attach(), 1, StateBatch(), 11, SMALL)
         found.clean()
         switched = found.applied_index == 100
         assert content(found) == (new if switched else old)
