@@ -74,20 +74,30 @@ class RocksState:
     def scan(self, start: bytes, end: bytes, *, reverse: bool = False) -> Iterator[tuple[bytes, bytes]]:
         """As of the call, whatever is written while the pairs are taken."""
         self._check()
-        source = self._engine.items(backwards=reverse, from_key=end if reverse else start)
-        return self._until(source, start, end, reverse)
+        cursor = self._engine.iter()
+        return self._back(cursor, start, end) if reverse else self._forth(cursor, start, end)
 
-    def _until(
-        self, source: Iterator[tuple[bytes, bytes]], start: bytes, end: bytes, reverse: bool
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """The bounds of ReadOptions are not to be used: rocksdict 0.3.29 lets their memory go while the iterator lives."""
+    def _forth(self, cursor: rocksdict.RdictIter, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """rocksdict 0.3.29: a cursor that met damage looks like one at the end, and only its status tells (`items` never
+        does). The bounds of ReadOptions are not to be used: their memory goes while the iterator lives."""
         try:
-            for pair in source:
-                key = pair[0]
-                if start <= key < end:
-                    yield pair
-                elif key != end or not reverse:
-                    return
+            key_of, value_of, forward = cursor.key, cursor.value, cursor.next
+            cursor.seek(start)
+            while (key := key_of()) is not None and key < end:
+                yield key, value_of()
+                forward()
+            cursor.status()
+        except Exception as error:
+            raise self._failed("scan", error) from error
+
+    def _back(self, cursor: rocksdict.RdictIter, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            cursor.seek_for_prev(end)
+            while (key := cursor.key()) is not None and key >= start:
+                if key != end:
+                    yield key, cursor.value()
+                cursor.prev()
+            cursor.status()
         except Exception as error:
             raise self._failed("scan", error) from error
 
@@ -170,16 +180,8 @@ class RocksSnapshot:
 
     def scan(self, start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
         self._state._check()
-        cursor = self._cursor
-        assert cursor is not None, "the snapshot is closed"
-        try:
-            cursor.seek(start)
-            while cursor.valid() and (key := cursor.key()) < end:
-                yield key, cursor.value()
-                cursor.next()
-            cursor.status()
-        except Exception as error:
-            raise self._state._failed("scan", error) from error
+        assert self._cursor is not None, "the snapshot is closed"
+        yield from self._state._forth(self._cursor, start, end)
 
     def close(self) -> None:
         self._cursor = None

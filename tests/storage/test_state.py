@@ -256,3 +256,26 @@ def test_a_kill_during_an_install_leaves_one_side_or_the_other(tmp_path: Path, n
     assert dict(shard.view("kv").scan(b"", b"")) == side(shard.applied_index)
     assert len(pairs(state, b"d\0\1", b"d\0\2")) == 30
     state.close()
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_scan_that_meets_damage_does_not_just_end(tmp_path: Path, reverse: bool) -> None:
+    """The engine's cursor looks as if it were at the end; only its status tells. Shown on each data block of a file."""
+    state = opened(tmp_path)
+    state.write({b"k%05d" % n: random.Random(n).randbytes(40) for n in range(1000)})
+    state._engine.flush(True)
+    whole = pairs(state, reverse=reverse)
+    (table,) = [each["name"] for each in state._engine.live_files() if each["start_key"].startswith(b"k")]
+    state.close()
+    path = tmp_path / "state" / table.lstrip("/")
+    original = path.read_bytes()
+    for at in range(0, len(original) // 2, 4000):
+        path.write_bytes(original[:at] + bytes([original[at] ^ 4]) + original[at + 1 :])
+        state = opened(tmp_path)
+        with pytest.raises(StorageFailed, match="Corruption"):
+            pairs(state, reverse=reverse)
+        state.close()
+    path.write_bytes(original)
+    state = opened(tmp_path)
+    assert pairs(state, reverse=reverse) == whole and len(whole) == 1000
+    state.close()
