@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from cluster.raft import heartbeat
 from cluster.raft.messages import Message
 from cluster.raft.progress import Progress, ProgressState
-from cluster.raft.state import APPEND, SNAPSHOT, STAMP_SHIFT, State, send_as_leader
+from cluster.raft.state import APPEND, SNAPSHOT, State, send_as_leader
 
 
 def replicate(state: State) -> None:
@@ -91,7 +91,7 @@ def _send_append(state: State, peer: int, progress: Progress) -> bool:
 
 def _send_snapshot(state: State, peer: int, progress: Progress) -> None:
     """Asks the driver to stream the state, if the follower answered lately."""
-    if (progress.acked >> STAMP_SHIFT) + state.settings.election_ticks_min < state.clock or not progress.acked:
+    if not heartbeat.answered_lately(state, progress):
         progress.become_probe(progress.next)
         progress.paused = True
         progress.appended = state.stamp

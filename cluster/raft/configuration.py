@@ -44,7 +44,7 @@ class Configuration:
 
     def __str__(self) -> str:
         """As etcd prints it: both majorities, then who counts for nothing."""
-        parts = ["&&".join(_ids(each) for each in (self.voters, self.outgoing) if each or each is self.voters)]
+        parts = [_ids(self.voters) + (f"&&{_ids(self.outgoing)}" if self.outgoing else "")]
         parts += [f"learners={_ids(self.learners)}"] if self.learners else []
         parts += [f"version={self.version}"] if self.version else []
         return " ".join(parts)

@@ -20,6 +20,7 @@ from cluster.raft import (
     transfer,
 )
 from cluster.raft.configuration import Configuration
+from cluster.raft.configurations import CONFIG
 from cluster.raft.messages import ConfigurationRefused, Entry, Message, NotLeader, Ready, SnapshotPoint
 from cluster.raft.progress import ProgressState
 from cluster.raft.settings import RaftSettings
@@ -91,7 +92,8 @@ class RaftCore(State):
         kind = message.kind
         if message.receiver != self.replica:
             return
-        if message.sender not in self.peers and (kind in REPLIES or message.sender == self.replica):
+        stranger = message.sender not in self.peers
+        if stranger and (kind in REPLIES or message.sender == self.replica):
             return
         if message.term < self.term:
             self._step_stale(message)
@@ -100,6 +102,8 @@ class RaftCore(State):
             return
         if self.silent and not (kind == HEARTBEAT and message.flag):
             silence.wake(self)
+            if stranger and message.sender != self.leader:
+                silence.ask_leader(self)
         HANDLERS[kind](self, message)
 
     def _adopt_term(self, message: Message) -> bool:
@@ -138,6 +142,7 @@ class RaftCore(State):
         silence.wake(self)
         first = index = self.log.last_index + 1
         for entry in entries:
+            assert entry.kind != CONFIG, "a configuration is proposed by propose_configuration"
             entry.index = index
             entry.term = self.term
             index += 1
@@ -162,6 +167,11 @@ class RaftCore(State):
             return progress is not None
         behind = self.log.last_index - progress.match
         return progress.state is ProgressState.REPLICATE and behind <= self.settings.append_entries_max
+
+    def answered_lately(self, replica: int) -> bool:
+        """Whether this leader's follower answered something sent less than an election timeout ago; a leader always."""
+        progress = self.progress.get(replica)
+        return progress is not None and heartbeat.answered_lately(self, progress)
 
     def read_index(self, context: int) -> None:
         """Answered by a ReadState of that context in a later Ready. NotLeader."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.raft import quorum
 from cluster.raft.messages import Message
+from cluster.raft.progress import Progress
 from cluster.raft.state import HEARTBEAT, STAMP_SHIFT, State, become_follower, send_as_leader
 
 
@@ -53,6 +54,11 @@ def quorum_stamp(state: State) -> int:
     if state.outgoing_progress:
         return min(stamp, quorum.agreed([each.acked for each in state.outgoing_progress]))
     return stamp
+
+
+def answered_lately(state: State, progress: Progress) -> bool:
+    """Within an election timeout."""
+    return progress.acked > 0 and (progress.acked >> STAMP_SHIFT) + state.settings.election_ticks_min >= state.clock
 
 
 def check_quorum(state: State, ticks: int) -> bool:

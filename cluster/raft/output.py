@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cluster.raft import appends, heartbeat, replication
 from cluster.raft.messages import HardState, Ready
+from cluster.raft.progress import ProgressState
 from cluster.raft.state import State
 from cluster.types import Role
 
@@ -108,18 +109,31 @@ def compact(state: State, index: int) -> None:
 
 
 def compaction_point(state: State) -> int:
-    """Once a limit is passed, so far that a quarter of it is free again: shortening the log costs its length."""
+    """Once a limit is passed, so far that a quarter of it is free again: shortening the log costs its length. But what
+    a follower will need after its snapshot stays, within a limit of its own, or under load it would need another one."""
     log = state.log
     settings = state.settings
     count = state.applied_index - log.base_index
     size = state.kept_bytes
     if count <= settings.log_entries_kept_max and size <= settings.log_bytes_kept_max:
         return log.base_index
-    index = log.base_index
+    index, until = log.base_index, _held_from(state)
     count_max = settings.log_entries_kept_max * 3 // 4
     bytes_max = settings.log_bytes_kept_max * 3 // 4
-    while index < state.applied_index and (count > count_max or size > bytes_max):
+    while index < until and (count > count_max or size > bytes_max):
         index += 1
         count -= 1
         size -= log.size_of(index, index + 1)
+    return index
+
+
+def _held_from(state: State) -> int:
+    """What follows this index is kept for followers that catch up by a snapshot; the applied index where there is none."""
+    index = state.applied_index
+    if state.role is not Role.LEADER or state.kept_bytes > state.settings.log_bytes_held_max:
+        return index
+    for progress in state.progress.values():
+        waits = progress.state is ProgressState.SNAPSHOT or heartbeat.answered_lately(state, progress)
+        if waits and progress.held and state.log.base_index <= progress.held < index:
+            index = progress.held
     return index

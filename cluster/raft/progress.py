@@ -23,6 +23,7 @@ class Progress:
     __slots__ = (
         "acked",
         "appended",
+        "held",
         "inflight",
         "inflight_bytes",
         "match",
@@ -39,6 +40,7 @@ class Progress:
         self.state = ProgressState.PROBE
         self.paused = False  # a probe is out, or there is no use in sending one before the next answer
         self.snapshot = 0  # its index while in SNAPSHOT
+        self.held = 0  # what follows this index is kept for it: from a snapshot until it has caught up
         self.acked = 0
         self.sent = 0
         self.appended = 0
@@ -71,7 +73,7 @@ class Progress:
 
     def become_snapshot(self, index: int) -> None:
         self._become(ProgressState.SNAPSHOT)
-        self.snapshot = index
+        self.snapshot = self.held = index
 
     def sent_append(self, last_index: int, size: int) -> None:
         """Entries up to `last_index` left, `size` bytes of them."""
@@ -87,6 +89,8 @@ class Progress:
         if index <= self.match:
             return False
         self.match = index
+        if self.held:
+            self.held = max(self.held, index)
         if self.next <= index:
             self.next = index + 1
         return True

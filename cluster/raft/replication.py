@@ -34,6 +34,8 @@ def on_append_reply(state: State, message: Message) -> None:
             progress.become_replicate()
     elif progress.state is ProgressState.SNAPSHOT and progress.match >= state.log.base_index:
         progress.become_replicate()
+    if progress.held and state.log.last_index - progress.match <= state.settings.append_entries_max:
+        progress.held = 0  # it has caught up
     if news:
         maybe_commit(state)
         if state.role is not Role.LEADER:
@@ -106,6 +108,8 @@ def snapshot_finished(state: State, replica: int, index: int, ok: bool) -> None:
     progress = state.progress.get(replica)
     if progress is None or progress.state is not ProgressState.SNAPSHOT:
         return
+    if not ok:
+        progress.held = 0
     progress.become_probe(index + 1 if ok else 0)
     progress.paused = True
     progress.appended = state.stamp

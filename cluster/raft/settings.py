@@ -20,6 +20,7 @@ class RaftSettings:
     lease_drift_percent: int
     log_entries_kept_max: int
     log_bytes_kept_max: int
+    log_bytes_held_max: int
 
     def __post_init__(self) -> None:
         assert 0 < self.heartbeat_ticks < self.election_ticks_min < self.election_ticks_max

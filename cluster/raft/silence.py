@@ -9,7 +9,8 @@ stops a timer, and any other message wakes.
 from __future__ import annotations
 
 from cluster.raft import heartbeat
-from cluster.raft.state import STAMP_SHIFT, State, draw_timeout
+from cluster.raft.messages import Message
+from cluster.raft.state import HEARTBEAT_REPLY, STAMP_SHIFT, State, draw_timeout, send
 from cluster.types import Role
 
 
@@ -31,6 +32,13 @@ def tick(state: State, ticks: int) -> None:
         for peer in state.peers:
             heartbeat.send_heartbeat(state, peer, silence=True)
         state.silent = True
+
+
+def ask_leader(state: State) -> None:
+    """Who does not belong here woke this follower, and perhaps others, but not the leader: without a word from it they would
+    elect another. An answer to nothing does not count there and makes it ask around."""
+    if state.leader and state.role is not Role.LEADER:
+        send(state, Message(HEARTBEAT_REPLY, state.replica, state.leader, state.term))
 
 
 def wake(state: State) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cluster.raft import quorum
+from cluster.raft.configuration import Configuration, problem_with_change
 from cluster.raft.messages import Entry
-from cluster.types import Role
+from cluster.types import EntryKind, Role
 
 if TYPE_CHECKING:
     from tests.raft.network import Replica
 
 
 class Laws:
-    def __init__(self, voters: int) -> None:
-        self.voters = voters
+    def __init__(self, birth: Configuration) -> None:
+        self.members = set(birth.members)  # who ever was one
+        self.newest = (0, birth)  # the last configuration that anybody applied, and its index
         self.commit = 0  # the highest index that any replica ever knew to be committed
         self._leaders: dict[int, int] = {}  # term -> replica
         self._entries: dict[
@@ -25,6 +28,7 @@ class Laws:
         self._applied: dict[int, tuple[int, int, bytes]] = {}
         self._commits: dict[tuple[int, int], int] = {}  # (replica, start) -> commit index
         self._seen: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._in_force: dict[int, Configuration] = {}  # at the last check
 
     def check(self, replicas: Iterable[Replica]) -> None:
         replicas = list(replicas)
@@ -40,7 +44,10 @@ class Laws:
                 self._seen[key] = now
                 self._log_matching(each)
                 self._commit_grows(each, replicas)
+                self._one_change_at_a_time(each)
             self._leader_completeness(each)
+        for each in replicas:
+            self._in_force[each.replica] = each.core.configuration
 
     def check_leases(self, replicas: Iterable[Replica]) -> None:
         """Who may answer from its lease now misses no commit that anyone could have acknowledged."""
@@ -50,6 +57,10 @@ class Laws:
 
     def applied(self, entry: Entry) -> None:
         """State machine safety: no two replicas apply different entries at one index."""
+        if entry.kind == EntryKind.CONFIG:
+            configuration = Configuration.decode(entry.payload)
+            self.members.update(configuration.members)
+            self.newest = max(self.newest, (entry.index, configuration), key=lambda each: each[0])
         value = (entry.term, entry.kind, entry.payload)
         assert self._applied.setdefault(entry.index, value) == value, (
             f"{entry!r} differs from {self._applied[entry.index]}"
@@ -66,11 +77,9 @@ class Laws:
         """The same index and term means the same entry and the same entries before it: by induction over the pairs. (A
         single voter leads before its term is durable; if it crashes then, it opens the same term again, seen by no one.)
         """
-        if self.voters == 1:
-            return
         log = each.core.log
         term = log.base_term
-        for index in range(log.base_index + 1, log.last_index + 1):
+        for index in range(log.base_index + 1, (log.persisted_index if each.core.alone else log.last_index) + 1):
             entry = log.entry_at(index)
             value = (term, entry.kind, entry.payload)
             assert self._entries.setdefault((index, entry.term), value) == value, f"{entry!r} has two pasts"
@@ -88,17 +97,33 @@ class Laws:
             if index not in self._committed:
                 self._committed[index] = (term, core.term)
                 if index > self.commit:
-                    self._durable_on_majority(index, term, replicas)
+                    self._durable_on_majority(each, index, term, replicas)
             assert self._committed[index][0] == term, f"two entries are committed at {index}"
         self.commit = max(self.commit, core.commit_index)
 
-    def _durable_on_majority(self, index: int, term: int, replicas: list[Replica]) -> None:
-        """Acknowledged means fsynced on a majority."""
-        holders = 0
-        for each in replicas:
-            durable = each.durable
-            holders += durable.base.index >= index or durable.term_at(index) == term
-        assert holders >= quorum.majority(self.voters), f"{index} is committed, but durable on {holders} only"
+    def _durable_on_majority(self, by: Replica, index: int, term: int, replicas: list[Replica]) -> None:
+        """Acknowledged means fsynced on a majority, in a joint configuration on one of each list (paper, section 6). What
+        counts is what was in force when it was committed: the leader may have left a joint configuration in the same step.
+        """
+        configuration = self._in_force.get(by.replica, by.core.configuration)
+        holders = [
+            each.replica for each in replicas if each.durable.base.index >= index or each.durable.term_at(index) == term
+        ]
+        for voters in (configuration.voters, configuration.outgoing):
+            held = quorum.won(dict.fromkeys(holders, True), voters)
+            assert held or not voters, f"{index} is committed in {configuration}, but durable on {holders} only"
+
+    def _one_change_at_a_time(self, each: Replica) -> None:
+        """In no log is more than one configuration uncommitted, and each follows lawfully from the one before it."""
+        log = each.core.log
+        entries = [log.entry_at(index) for index in range(log.base_index + 1, log.last_index + 1)]
+        changes = [entry for entry in entries if entry.kind == EntryKind.CONFIG]
+        uncommitted = [entry for entry in changes if entry.index > self.commit]
+        assert len(uncommitted) <= 1, f"{each.replica} holds two changes that are not committed: {uncommitted}"
+        configurations = [Configuration.decode(entry.payload) for entry in changes]
+        for before, after in itertools.pairwise(configurations):
+            problem = problem_with_change(before, after)
+            assert not problem, f"{each.replica} holds {before}, then {after}: {problem}"
 
     def _leader_completeness(self, each: Replica) -> None:
         """A leader holds every entry committed in an earlier term."""

@@ -11,19 +11,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from cluster.limits import DEFAULT
+from cluster.raft.configuration import Configuration
 from cluster.raft.core import RaftCore, RaftSettings
 from cluster.raft.log import RaftLog
-from cluster.raft.messages import (
-    Configuration,
-    Entry,
-    HardState,
-    Message,
-    MessageKind,
-    NotLeader,
-    Ready,
-    SnapshotPoint,
-)
+from cluster.raft.messages import ConfigurationRefused, Entry, HardState, Message, MessageKind, NotLeader, Ready
 from cluster.types import EntryKind, Role
+from tests.raft.durable import Durable, Machine
 from tests.raft.laws import Laws
 
 SUSPICION_ROUNDS = 5  # after so many ticks without a word from the leader's node the driver wakes a silent follower
@@ -51,66 +44,13 @@ def copied(message: Message) -> Message:
     return Message(**fields)
 
 
-class Machine:
-    """A state machine that remembers all it applied as one number."""
-
-    def __init__(self, index: int = 0, chain: int = 0) -> None:
-        self.index = index
-        self.chain = chain
-
-    def apply(self, each: Entry) -> None:
-        assert each.index == self.index + 1, f"{each!r} applied after {self.index}"
-        self.index = each.index
-        self.chain = hash((self.chain, each.term, each.kind, int.from_bytes(each.payload, "big")))
-
-    def copy(self) -> Machine:
-        return Machine(self.index, self.chain)
-
-
-class Durable:
-    """What a crash leaves."""
-
-    def __init__(self) -> None:
-        self.hard_state = HardState()
-        self.base = SnapshotPoint(0, 0, Configuration(()))
-        self.entries: list[Entry] = []
-        self.machine = Machine()
-
-    @property
-    def last_index(self) -> int:
-        return self.base.index + len(self.entries)
-
-    def term_at(self, index: int) -> int | None:
-        if index == self.base.index:
-            return self.base.term
-        offset = index - self.base.index - 1
-        return self.entries[offset].term if 0 <= offset < len(self.entries) else None
-
-    def write(self, each: Entry) -> None:
-        assert self.base.index < each.index <= self.last_index + 1, "the log has no holes"
-        del self.entries[each.index - self.base.index - 1 :]
-        self.entries.append(each)
-
-    def install(self, point: SnapshotPoint, machine: Machine) -> None:
-        self.base = point
-        self.entries = []
-        self.machine = machine.copy()
-
-    def drop_to(self, index: int) -> None:
-        """Segments whose entries the durable state covers are deleted."""
-        term = self.term_at(index)
-        if index > self.base.index and index <= self.machine.index and term is not None:
-            del self.entries[: index - self.base.index]
-            self.base = SnapshotPoint(index, term, self.base.configuration)
-
-
 class Replica:
     """One core with its disk: what node/replica.py and node/pump.py do, without the waiting."""
 
-    def __init__(self, cluster: Cluster, replica: int) -> None:
+    def __init__(self, cluster: Cluster, replica: int, configuration: Configuration) -> None:
         self.cluster = cluster
         self.replica = replica
-        self.durable = Durable()
+        self.durable = Durable(configuration)
         self.starts = 0
         self.start()
 
@@ -122,7 +62,7 @@ class Replica:
         hard = durable.hard_state
         self.core = RaftCore(
             replica=self.replica,
-            configuration=self.cluster.configuration,
+            configuration=durable.machine.configuration,
             hard_state=HardState(hard.term, hard.vote, hard.commit),
             log=RaftLog(durable.base.index, durable.base.term, durable.entries),
             applied_index=durable.machine.index,
@@ -200,6 +140,16 @@ class Replica:
             return False
         return True
 
+    def reconfigure(self, configuration: Configuration) -> bool:
+        try:
+            self.core.propose_configuration(configuration)
+        except (NotLeader, ConfigurationRefused) as reason:
+            self.cluster.say(f"refused: {reason}")
+            return False
+        self.cluster.say(f"{self.replica} appends {configuration}")
+        self.cluster.check()
+        return True
+
     def read(self) -> int | None:
         """Starts a linearizable read; its context, or None on a replica that does not lead."""
         context = self.cluster.next_context()
@@ -254,11 +204,42 @@ class Cluster:
         self.trace: list[str] | None = None  # what happened, one line each, for the transcripts
         self.rounds = 0
         self.contexts = 0
-        self.laws = Laws(voters)
-        self.replicas = {replica: Replica(self, replica) for replica in self.configuration.voters}
+        self.laws = Laws(self.configuration)
+        self.replicas = {each: Replica(self, each, self.configuration) for each in self.configuration.voters}
+        self.joined = 0  # replicas that were there from the start are not counted
+        self.check()
 
     def __getitem__(self, replica: int) -> RaftCore:
         return self.replicas[replica].core
+
+    def join(self) -> int:
+        """A new replica under a new id, which has heard of nobody."""
+        self.joined += 1
+        replica = len(self.configuration.voters) + self.joined
+        self.replicas[replica] = Replica(self, replica, Configuration(()))
+        return replica
+
+    def change(self, configuration: Configuration) -> None:
+        """The leader takes it, and it is committed as far as messages arrive."""
+        assert self.leader().reconfigure(configuration)
+        self.settle()
+
+    def grow(self, count: int = 1) -> list[int]:
+        """So many learners more, which have caught up."""
+        old = self.leader().core.configuration
+        new = [self.join() for _ in range(count)]
+        self.change(Configuration(old.voters, (*old.learners, *new), (), old.version + 1))
+        return new
+
+    def become(self, *voters: int) -> None:
+        """Changes the voters; who was a learner and is none of them stays one."""
+        old = self.leader().core.configuration
+        learners = tuple(each for each in old.learners if each not in voters)
+        self.change(Configuration(voters, learners, old.voters, old.version + 1))
+
+    def retire(self, replica: int) -> None:
+        """Gone for good, with its disk."""
+        del self.replicas[replica]
 
     def say(self, line: str) -> None:
         if self.trace is not None:
@@ -285,12 +266,9 @@ class Cluster:
         if message.kind == MessageKind.SNAPSHOT:
             # The driver streams the state as it is now, which may be newer than the core asked for.
             state = sender.machine.copy()
-            message.index = state.index
-            term = sender.core.log.term_at(state.index)
-            if term is None:
-                sender.core.snapshot_finished(message.receiver, 0, False)
-                return
-            message.log_term = term
+            point = sender.core.snapshot_point()
+            message.index, message.log_term, message.configuration = point.index, point.term, point.configuration
+            assert (state.index, state.configuration) == (point.index, point.configuration)
         lost = (sender.replica, message.receiver) in self.cut or self.lose(message)
         self.say(f"  {message!r}" + (" (lost)" if lost else ""))
         if lost:
@@ -301,8 +279,8 @@ class Cluster:
     def deliver(self, position: int = 0, *, keep: bool = False) -> None:
         """One message; with `keep` it stays in the mail and will come again."""
         message, state = self.mail[position] if keep else self.mail.pop(position)
-        target = self.replicas[message.receiver]
-        if not target.up or (message.sender, message.receiver) in self.cut:
+        target = self.replicas.get(message.receiver)
+        if target is None or not target.up or (message.sender, message.receiver) in self.cut:
             self._snapshot_finished(message, False)
             return
         target.receive(copied(message), state.copy() if state else None)
@@ -314,12 +292,12 @@ class Cluster:
         self._snapshot_finished(message, False)
 
     def _snapshot_finished(self, message: Message, ok: bool) -> None:
-        sender = self.replicas[message.sender]
-        if message.kind == MessageKind.SNAPSHOT and sender.up:
+        sender = self.replicas.get(message.sender)
+        if message.kind == MessageKind.SNAPSHOT and sender is not None and sender.up:
             sender.core.snapshot_finished(message.receiver, message.index, ok)
 
     def isolate(self, replica: int) -> None:
-        for other in self.configuration.voters:
+        for other in self.replicas:
             if other != replica:
                 self.cut |= {(replica, other), (other, replica)}
 
@@ -374,7 +352,7 @@ class Cluster:
             self.deliver()
         return busy or count > 0
 
-    def settle(self, rounds: int = 200) -> None:
+    def settle(self, rounds: int = 1000) -> None:
         """Until nothing is left to do without a tick."""
         for _ in range(rounds):
             if not self.work():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cluster.types import Role
+from tests.raft.changes import gone, wanted
 from tests.raft.network import Cluster, Replica
 
 MAIL_MAX = 200
@@ -13,7 +14,7 @@ Action = tuple[str, int, int]
 
 
 def pick(cluster: Cluster, number: int) -> Replica:
-    return cluster.replicas[1 + number % len(cluster.replicas)]
+    return list(cluster.replicas.values())[number % len(cluster.replicas)]
 
 
 def live(cluster: Cluster, number: int) -> Replica | None:
@@ -114,7 +115,20 @@ def _compact(cluster: Cluster, a: int, b: int) -> None:
 def _transfer(cluster: Cluster, a: int, b: int) -> None:
     replica = leading(cluster, a)
     if replica and replica.core.role is Role.LEADER:
-        replica.core.transfer_leadership(pick(cluster, b).replica)
+        voters = replica.core.configuration.voters
+        replica.core.transfer_leadership(voters[b % len(voters)])
+
+
+def _reconfigure(cluster: Cluster, a: int, b: int) -> None:
+    replica = leading(cluster, a)
+    if replica and replica.core.role is Role.LEADER:
+        replica.reconfigure(wanted(cluster, replica.core.configuration, b % 8, a))
+
+
+def _retire(cluster: Cluster, a: int, b: int) -> None:
+    """The node of a removed replica deletes it; until then it may disturb."""
+    if former := gone(cluster):
+        cluster.retire(former[a % len(former)].replica)
 
 
 def _campaign(cluster: Cluster, a: int, b: int) -> None:
@@ -175,6 +189,8 @@ WEIGHTS: dict[Callable[[Cluster, int, int], None], int] = {
     _heal: 3,
     _compact: 3,
     _transfer: 2,
+    _reconfigure: 0,
+    _retire: 0,
     _campaign: 2,
     _coup: 3,
     _reverse: 3,
@@ -183,6 +199,8 @@ WEIGHTS: dict[Callable[[Cluster, int, int], None], int] = {
 }
 ACTIONS = {each.__name__.removeprefix("_"): each for each in WEIGHTS}
 WEIGHTED = [name for name, each in ACTIONS.items() for _ in range(WEIGHTS[each])]
+MOVING = WEIGHTED + ["reconfigure"] * 12 + ["retire"] * 2
+"""The same with membership changes."""
 
 
 def perform(cluster: Cluster, action: Action) -> None:
@@ -206,31 +224,39 @@ def perform_out_of_step(cluster: Cluster, action: Action) -> None:
 
 
 def converge(cluster: Cluster) -> None:
-    """Faults end: a leader is found, new entries commit, every replica holds the same, and the cluster falls silent."""
+    """Faults end: a leader is found, new entries commit, every member holds the same, and the cluster falls silent; who was
+    removed changes nothing of that."""
     cluster.heal()
     for each in cluster.replicas.values():
         if not each.up:
             each.start()
     limit = 12 * cluster.settings.election_ticks_max
-    _run_until(cluster, limit, lambda: _agreed_leader(cluster) is not None)
-    leader = _agreed_leader(cluster)
-    assert leader is not None, f"no leader after {limit} ticks"
+    _run_until(cluster, limit, lambda: bool(settled(cluster)))
     before = cluster.laws.commit
-    _run_until(cluster, limit, lambda: any(each.propose(b"calm") for each in cluster.leaders()))
-    _run_until(cluster, limit, lambda: all(each.core.silent for each in cluster.up()))
+    _run_until(cluster, limit, lambda: any(each.propose(b"calm") for each in settled(cluster)[:1]))
+    _run_until(cluster, limit, lambda: all(each.core.silent for each in settled(cluster)) and bool(settled(cluster)))
+    members = settled(cluster)
     assert cluster.laws.commit > before, "the new entry was not committed"
-    indexes = {(each.core.log.last_index, each.core.commit_index, each.machine.index) for each in cluster.up()}
+    indexes = {(each.core.log.last_index, each.core.commit_index, each.machine.index) for each in members}
     assert indexes == {(cluster.laws.commit,) * 3}, f"silent, but not equal: {indexes}"
-    assert len({each.machine.chain for each in cluster.up()}) == 1, "the states differ"
-    assert not any(each.reads for each in cluster.up()), "a read was never answered"
+    assert len({each.machine.chain for each in members}) == 1, "the states differ"
+    assert not any(each.reads for each in members), "a read was never answered"
+    if len(cluster.replicas) > len(members):
+        term = members[0].core.term
+        cluster.run(3 * cluster.settings.election_ticks_max)
+        assert settled(cluster)[:1] == members[:1] and members[0].core.term == term, "a removed replica disturbs"
 
 
-def _agreed_leader(cluster: Cluster) -> Replica | None:
-    leaders = {each.core.leader for each in cluster.up()}
-    terms = {each.core.term for each in cluster.up()}
-    if len(leaders) == len(terms) == 1 and 0 not in leaders:
-        return cluster.replicas[leaders.pop()]
-    return None
+def settled(cluster: Cluster) -> list[Replica]:
+    """The members, their leader first, once they agree on it and no change is under way; else nobody."""
+    for leader in cluster.leaders():
+        core = leader.core
+        members = [leader] + [cluster.replicas[peer] for peer in core.peers if peer in cluster.replicas]
+        agree = {(each.core.leader, each.core.term, each.core.configuration) for each in members}
+        over = core.term_start <= core.commit_index >= core.configuration_index and not core.configuration.joint
+        if over and len(agree) == 1 and len(members) == len(core.configuration.members):
+            return members
+    return []
 
 
 def _run_until(cluster: Cluster, ticks: int, done: Callable[[], bool]) -> None:

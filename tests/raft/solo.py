@@ -20,8 +20,12 @@ def entries(*terms: int, first: int = 1) -> list[Entry]:
     ]
 
 
+def config(index: int, term: int, configuration: Configuration) -> Entry:
+    return Entry(index, term, EntryKind.CONFIG, configuration.encode())
+
+
 class Solo:
-    """Replica 1 of `voters`, with a log of the given terms that is durable."""
+    """Replica 1 of `voters` or of a configuration, with a log of the given terms, or the given one, that is durable."""
 
     def __init__(
         self,
@@ -31,14 +35,17 @@ class Solo:
         commit: int = 0,
         applied: int = 0,
         voters: int = 3,
+        configuration: Configuration | None = None,
+        log: list[Entry] | None = None,
         **settings: int,
     ) -> None:
-        term = term or max(terms, default=0)
+        log = log or entries(*terms)
+        term = term or max((each.term for each in log), default=0)
         self.core = RaftCore(
             replica=1,
-            configuration=Configuration(tuple(range(1, voters + 1))),
+            configuration=configuration or Configuration(tuple(range(1, voters + 1))),
             hard_state=HardState(term, vote, commit),
-            log=RaftLog(0, 0, entries(*terms)),
+            log=RaftLog(0, 0, log),
             applied_index=applied,
             settings=small_settings(**settings),
             random=random.Random(1),

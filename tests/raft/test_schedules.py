@@ -1,4 +1,5 @@
-"""Random schedules with loss, doubling, reordering, cuts, crashes, compaction, transfers and reads, with tiny limits.
+"""Random schedules with loss, doubling, reordering, cuts, crashes, compaction, transfers and reads, with tiny limits; and
+the same with members that come and go.
 
 After every action the laws are checked (tests/raft/laws.py); at the end the faults stop and the cluster must recover.
 """
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.raft.network import Cluster
-from tests.raft.schedule import WEIGHTED, Action, converge, perform, perform_out_of_step
+from tests.raft.schedule import MOVING, WEIGHTED, Action, converge, perform, perform_out_of_step
 
 TINY = st.fixed_dictionaries(
     {
@@ -30,12 +31,22 @@ TINY = st.fixed_dictionaries(
 )
 NUMBERS = st.integers(0, 255)
 SCHEDULES = st.lists(st.tuples(st.sampled_from(WEIGHTED), NUMBERS, NUMBERS), min_size=20, max_size=120)
+CHANGES = st.lists(st.tuples(st.sampled_from(MOVING), NUMBERS, NUMBERS), min_size=20, max_size=120)
 relaxed = settings(max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @relaxed
 @given(voters=st.sampled_from([1, 3, 3, 4, 5]), tiny=TINY, seed=st.integers(0, 99), schedule=SCHEDULES)
 def test_laws_hold_on_drawn_schedules(voters: int, tiny: dict[str, int], seed: int, schedule: list[Action]) -> None:
+    cluster = Cluster(voters, seed, **tiny)
+    for action in schedule:
+        perform(cluster, action)
+    converge(cluster)
+
+
+@settings(relaxed, max_examples=40)
+@given(voters=st.sampled_from([1, 2, 3, 3, 4]), tiny=TINY, seed=st.integers(0, 99), schedule=CHANGES)
+def test_laws_hold_while_members_change(voters: int, tiny: dict[str, int], seed: int, schedule: list[Action]) -> None:
     cluster = Cluster(voters, seed, **tiny)
     for action in schedule:
         perform(cluster, action)
@@ -57,17 +68,29 @@ def drawn_limits(chance: random.Random) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_laws_hold_on_long_schedules(seed: int) -> None:
+def long_schedule(chance: random.Random, seed: int, cluster: Cluster, names: list[str]) -> None:
     """Longer than Hypothesis draws, in calm and wild phases; every other run with slow clocks among the good ones, every
     fourth with clocks that keep no step at all."""
-    chance = random.Random(seed)
-    cluster = Cluster(chance.choice([3, 3, 5]), seed, **drawn_limits(chance))
     if seed % 2 == 0:
         cluster.slow = {chance.choice(cluster.configuration.voters), chance.choice(cluster.configuration.voters)}
     act = perform_out_of_step if seed % 4 == 3 else perform
     for _ in range(3):
         for _ in range(250):
-            act(cluster, (chance.choice(WEIGHTED), chance.randrange(256), chance.randrange(256)))
+            act(cluster, (chance.choice(names), chance.randrange(256), chance.randrange(256)))
         converge(cluster)
     assert cluster.laws.commit > 5, "the schedule hardly did anything"
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_laws_hold_on_long_schedules(seed: int) -> None:
+    chance = random.Random(seed)
+    cluster = Cluster(chance.choice([3, 3, 5]), seed, **drawn_limits(chance))
+    long_schedule(chance, seed, cluster, WEIGHTED)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_laws_hold_on_long_schedules_with_changes(seed: int) -> None:
+    chance = random.Random(f"changes {seed}")
+    cluster = Cluster(chance.choice([1, 2, 3, 3, 4, 5]), seed, **drawn_limits(chance))
+    long_schedule(chance, seed, cluster, MOVING)
+    assert cluster.laws.newest[1].version > 0, "nothing changed"

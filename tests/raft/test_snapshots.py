@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from cluster.raft.messages import MessageKind
@@ -169,6 +171,69 @@ def test_compaction_keeps_what_the_limits_allow() -> None:
     assert core.compaction_point() == 9
     with pytest.raises(AssertionError):
         core.compact(13)
+
+
+def test_a_leader_compacts_what_nobody_needs() -> None:
+    solo = Solo(*[1] * 9, commit=9, applied=9, log_entries_kept_max=4)
+    solo.become_leader()
+    solo.step(MessageKind.APPEND_REPLY, 2, index=10, context=solo.core.progress[2].sent)
+    assert solo.core.applied_index == 10 and solo.core.compaction_point() == 7
+
+
+def led(**settings: int) -> tuple[Solo, Callable[[int], int]]:
+    """A leader whose follower 3 takes a snapshot at index 7; the function appends, commits and applies so many entries, and
+    compacts."""
+    solo = Solo(*[1] * 6, commit=6, applied=6, log_entries_kept_max=4, append_entries_max=2, **settings)
+    solo.become_leader()
+    solo.step(MessageKind.APPEND_REPLY, 2, index=7, context=solo.core.progress[2].sent)
+    core = solo.core
+    core.compact(7)
+    solo.step(MessageKind.APPEND_REPLY, 3, index=6, reject=True, context=core.progress[3].sent)
+
+    def load(count: int) -> int:
+        for _ in range(count):
+            core.propose([entry(b"x" * 100)])
+            solo.sync()
+            solo.step(MessageKind.APPEND_REPLY, 2, index=core.log.last_index, context=core.progress[2].sent)
+        core.compact(core.compaction_point())
+        return core.log.base_index
+
+    return solo, load
+
+
+def test_what_follows_a_snapshot_is_kept_until_its_follower_has_caught_up() -> None:
+    """Else a leader under load drops it while the snapshot is on its way, and another is needed, again and again."""
+    solo, load = led()
+    core = solo.core
+    assert core.progress[3].state is ProgressState.SNAPSHOT
+    assert load(20) == 7
+    core.snapshot_finished(3, 7, True)
+    assert load(20) == 7
+    appends = solo.step(MessageKind.APPEND_REPLY, 3, index=7, context=core.progress[3].sent)
+    assert of(appends, MessageKind.APPEND, 3) and not of(appends, MessageKind.SNAPSHOT)
+    while core.progress[3].match < core.log.last_index - 2:
+        solo.step(MessageKind.APPEND_REPLY, 3, index=core.progress[3].match + 2, context=core.progress[3].sent)
+        assert load(1) <= core.progress[3].match
+    assert load(4) > core.log.last_index - 6
+
+
+def test_what_is_kept_for_a_snapshot_is_bounded() -> None:
+    solo, load = led(log_bytes_held_max=20 * 136)
+    assert load(15) == 7
+    assert load(10) > 20
+    assert solo.core.kept_bytes <= 4 * 136
+
+
+@pytest.mark.parametrize("ok", [False, True])
+def test_nothing_is_kept_for_whom_a_snapshot_did_not_reach_or_who_went_silent_after_it(ok: bool) -> None:
+    solo, load = led()
+    solo.core.snapshot_finished(3, 7, ok)
+    if ok:
+        for _ in range(solo.core.settings.election_ticks_min + 1):
+            solo.core.tick()
+            solo.sync()
+            solo.step(MessageKind.HEARTBEAT_REPLY, 2, context=solo.core.progress[2].sent)
+    assert load(20) > 20
 
 
 def test_a_restart_from_a_compacted_log() -> None:

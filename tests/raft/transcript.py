@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cluster.raft.configuration import Configuration
 from cluster.raft.messages import MessageKind
 from tests.raft.network import Cluster, Replica
 
@@ -47,6 +48,9 @@ class Transcript:
             "lease-read": lambda replica: self.trace.append(f"lease: {self._one(replica).core.lease_read_index()}"),
             "transfer": lambda replica, target: self._one(replica).core.transfer_leadership(int(target)),
             "wake": lambda replica: self._one(replica).core.wake(),
+            "join": lambda: self.trace.append(f"replica {self.cluster.join()}"),
+            "reconfigure": self._reconfigure,
+            "retire": lambda replica: self.cluster.retire(int(replica)),
             "crash": lambda replica, *kept: self._one(replica).crash(*(int(each) for each in kept)),
             "start": lambda replica: self._one(replica).start(),
             "compact": lambda replica, index: self._one(replica).compact(int(index)),
@@ -83,6 +87,18 @@ class Transcript:
         pairs = [each.split("=") for each in settings]
         self.cluster = Cluster(int(voters), **{name: int(value) for name, value in pairs})
 
+    def _reconfigure(self, replica: str, *lists: str) -> None:
+        """`voters=1,2,4 learners=5 outgoing=1,2,3 version=2`; what is not named is empty, but the voters stay."""
+        core = self._one(replica).core
+        named = dict(each.split("=") for each in lists)
+        ids = {
+            name: tuple(int(each) for each in text.split(",") if each)
+            for name, text in named.items()
+            if name != "version"
+        }
+        version = int(named.get("version", core.configuration.version))
+        self._one(replica).reconfigure(Configuration(**({"voters": core.configuration.voters} | ids), version=version))
+
     def _lose(self, *kinds: str) -> None:
         lost = [MessageKind[kind] for kind in kinds]
         self.cluster.lose = lambda message: message.kind in lost
@@ -95,5 +111,7 @@ class Transcript:
                 continue
             line = f"{each.replica} {core.role.value} term={core.term} leader={core.leader} {core.log!r}"
             line += f" commit={core.commit_index} applied={core.applied_index}" + (" silent" if core.silent else "")
+            if core.configuration != self.cluster.configuration:
+                line += f" {core.configuration}"
             self.trace.append(line)
             self.trace += [f"    {peer}: {core.progress[peer]!r}" for peer in core.peers if core.progress]
