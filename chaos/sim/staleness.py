@@ -15,7 +15,7 @@ from chaos.history import Operation
 from client.kv import Kv
 from cluster.errors import TenfoldError
 
-PAUSE_S = 0.03
+PAUSE_S = 0.15
 DEADLINE_S = 2.0
 DRIFT = 1.1
 SLACK_S = 0.002
