@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from client.cli.interrupts import until_signalled
 from client.cli.output import Exit, Output, fail, note, run_command
 from cluster.errors import invalid
+
+if TYPE_CHECKING:
+    from chaos.experiment import Kind
 
 UNDOING = "interrupted; undoing what was done to the cluster"
 SHORTEST_S, LONGEST_S = 1.0, 86_400.0
@@ -25,6 +28,8 @@ app.add_typer(nemesis_app, name="nemesis", help="Only faults, into a cluster tha
 Duration = Annotated[str, typer.Option(help="How long, such as 60s, 500ms or 5m.")]
 Seed = Annotated[int | None, typer.Option(help="Gives the same load and plan again; drawn if not given.", min=0)]
 Out = Annotated[Path | None, typer.Option(help="Directory for what the run leaves; build/chaos/… by default.")]
+Replicas = Annotated[int, typer.Option(help="Replicas of each shard.")]
+Shards = Annotated[int, typer.Option(help="How many shards.")]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as one JSON document.")]
 
 
@@ -45,20 +50,68 @@ def run_kill(
     duration: Duration = "60s",
     seed: Seed = None,
     out: Out = None,
-    replicas: Annotated[int, typer.Option(help="Replicas of each shard.")] = 3,
-    shards: Annotated[int, typer.Option(help="How many shards.")] = 12,
+    replicas: Replicas = 3,
+    shards: Shards = 12,
     json: Json = False,
 ) -> None:
     """Kill nodes under load and prove that nothing acknowledged was lost.
 
     Exit code 0: verdict ok; 1: a violation; 2: undecided; 3: the cluster never healed; 4: the run itself crashed.
     """
-    code = run_command(until_signalled(_run_kill(nodes, replicas, shards, duration, seed, out, Output(json)), UNDOING))
-    raise typer.Exit(code)
+    _run("kill", nodes, replicas, shards, duration, seed, out, json)
 
 
-async def _run_kill(
-    nodes: int, replicas: int, shards: int, duration: str, seed: int | None, out: Path | None, output: Output
+@run_app.command("members")
+def run_members(
+    nodes: Annotated[int, typer.Option(help="How many nodes at first, and at the end.")] = 3,
+    duration: Annotated[str, typer.Option(help="So long rounds are begun, such as 60s; one at least.")] = "60s",
+    seed: Seed = None,
+    out: Out = None,
+    replicas: Replicas = 3,
+    shards: Shards = 12,
+    json: Json = False,
+) -> None:
+    """Nodes join, die for good and are drained under load, again and again; nothing acknowledged may be lost.
+
+    A round: two nodes join and get their share; one is killed, its folder removed, and its replicas are rebuilt elsewhere; another is
+    drained; both leave. Exit codes as of `chaos run kill`.
+    """
+    _run("members", nodes, replicas, shards, duration, seed, out, json)
+
+
+@run_app.command("rolling")
+def run_rolling(
+    nodes: Annotated[int, typer.Option(help="How many nodes.")] = 3,
+    duration: Annotated[str, typer.Option(help="So long rounds are begun, such as 60s; one at least.")] = "60s",
+    seed: Seed = None,
+    out: Out = None,
+    replicas: Replicas = 3,
+    shards: Shards = 12,
+    json: Json = False,
+) -> None:
+    """Restart every node, one after the other, under load; no operation may fail, and no outcome be unknown.
+
+    Exit codes as of `chaos run kill`, and 1 also if an operation failed, 2 if an outcome is unknown.
+    """
+    _run("rolling", nodes, replicas, shards, duration, seed, out, json)
+
+
+def _run(
+    kind: Kind, nodes: int, replicas: int, shards: int, duration: str, seed: int | None, out: Path | None, json: bool
+) -> NoReturn:
+    work = _experiment(kind, nodes, replicas, shards, duration, seed, out, Output(json))
+    raise typer.Exit(run_command(until_signalled(work, UNDOING)))
+
+
+async def _experiment(
+    kind: Kind,
+    nodes: int,
+    replicas: int,
+    shards: int,
+    duration: str,
+    seed: int | None,
+    out: Path | None,
+    output: Output,
 ) -> int:
     from chaos import experiment, report
     from cluster.local.cluster_file import check_settings
@@ -66,14 +119,19 @@ async def _run_kill(
     check_settings(nodes, replicas, shards, [])
     chosen = seed if seed is not None else experiment.draw_seed()
     options = experiment.Options(nodes, replicas, shards, seconds(duration), chosen)
-    directory = experiment.run_directory(out, f"kill-{chosen}")
-    outcome = await experiment.run_kill(options, directory, note)
-    document = experiment.document(outcome.judgement)
-    output.result(document, report.summary(outcome.judgement, directory / experiment.REPORT))
+    directory = experiment.run_directory(out, f"{kind}-{chosen}")
+    outcome = await experiment.run(kind, options, directory, note)
+    judgement = outcome.judgement
+    output.result(experiment.document(judgement), report.summary(judgement, directory / experiment.REPORT))
+    code = experiment.exit_code(judgement)
     if outcome.never_healed:
         note(f"error: never healed: {outcome.never_healed}; the cluster's files are in {directory / 'cluster'}")
-    code = experiment.exit_code(outcome.judgement)
-    return Exit.NEVER_HEALED if outcome.never_healed and code != Exit.FAILED else code
+        return Exit.NEVER_HEALED if code != Exit.FAILED else code
+    result = judgement.result
+    if kind == "rolling" and (result.failed or result.unknown):
+        note(f"error: {result.failed} operations failed and {result.unknown} outcomes are unknown; none should be")
+        return code if code != Exit.OK else Exit.FAILED if result.failed else Exit.UNKNOWN
+    return code
 
 
 @app.command()
@@ -116,7 +174,7 @@ def nemesis_kill(
 
 async def _nemesis_kill(directory: Path, duration: str, seed: int | None, out: Path | None, output: Output) -> int:
     from chaos import experiment
-    from chaos.nemesis.kill import NeverHealed
+    from chaos.nemesis.steps import NeverHealed
     from cluster.local.local_cluster import LocalCluster
 
     duration_s, chosen = seconds(duration), seed if seed is not None else experiment.draw_seed()

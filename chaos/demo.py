@@ -20,8 +20,10 @@ from chaos.checkers.linearizability import Verdict
 from chaos.experiment import HISTORY, REPORT, Options, describe_cluster, draw_seed, judged, keep_logs, run_directory
 from chaos.history import Recorder, header, read
 from chaos.judge import Judgement
-from chaos.nemesis.kill import KillNemesis, NeverHealed, converged
+from chaos.nemesis.convergence import converged
+from chaos.nemesis.kill import KillNemesis
 from chaos.nemesis.schedule import busiest
+from chaos.nemesis.steps import NeverHealed
 from chaos.runner import HEAL_TIMEOUT_S, open_stores
 from chaos.workloads.kv import KvWorkload
 from client.cli.output import Exit, note, render_table, run_command

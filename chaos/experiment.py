@@ -12,8 +12,9 @@ from __future__ import annotations
 import secrets
 import shutil
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -21,9 +22,13 @@ from chaos import report
 from chaos.checkers.linearizability import Verdict
 from chaos.history import Recorder, header, read
 from chaos.judge import Judgement, judge
-from chaos.nemesis.kill import KillNemesis, NeverHealed
+from chaos.nemesis.kill import KillNemesis
+from chaos.nemesis.members import MembersNemesis
+from chaos.nemesis.rolling import RollingNemesis
 from chaos.nemesis.schedule import plan
-from chaos.runner import Tell, kill_under_load, open_stores
+from chaos.nemesis.steps import NeverHealed
+from chaos.runner import Tell, kill_under_load, open_stores, under_load
+from chaos.workloads.kv import KvWorkload
 from cluster.local.layout import Layout
 from cluster.local.local_cluster import LocalCluster
 
@@ -34,8 +39,14 @@ HISTORY = "history.jsonl"
 REPORT = "report.md"
 
 
+Kind = Literal["kill", "members", "rolling"]
+
+REPAIR_AFTER_S = 3.0
+"""In runs where a node dies for good: so long it may be away before its replicas are rebuilt elsewhere."""
+
+
 class Options(msgspec.Struct, frozen=True):
-    """Of `chaos run kill`. `seed` gives the same load and the same plan of faults; how they meet is up to the machine."""
+    """Of `chaos run`. `seed` gives the same load and the same plan of faults; how they meet is up to the machine."""
 
     nodes: int = 5
     replicas: int = 3
@@ -73,16 +84,20 @@ def run_directory(out: Path | None, name: str) -> Path:
     return chosen
 
 
-async def run_kill(options: Options, directory: Path, tell: Tell) -> Outcome:
-    """Starts a cluster, kills its nodes under load, heals it, judges. TenfoldError where the cluster cannot be started."""
+async def run(kind: Kind, options: Options, directory: Path, tell: Tell) -> Outcome:
+    """Starts a cluster, does to it what `kind` says under load, heals it, judges. TenfoldError where the cluster cannot be
+    started."""
     (directory / "options.json").write_bytes(msgspec.json.format(msgspec.json.encode(options)) + b"\n")
     cluster_directory = directory / "cluster"
     tell(f"starting {options.nodes} nodes, {options.shards} shards, {options.replicas} replicas; seed {options.seed}")
     never_healed = ""
+    repair_after_s = REPAIR_AFTER_S if kind == "members" else None
     try:
-        async with LocalCluster(options.nodes, options.replicas, options.shards, cluster_directory) as cluster:
+        async with LocalCluster(
+            options.nodes, options.replicas, options.shards, cluster_directory, repair_after_s=repair_after_s
+        ) as cluster:
             try:
-                await _run_on(cluster, options, directory / HISTORY, tell)
+                await _run_on(kind, cluster, options, directory, tell)
             except NeverHealed as error:
                 never_healed = str(error)
             tell("stopping the nodes")
@@ -94,13 +109,28 @@ async def run_kill(options: Options, directory: Path, tell: Tell) -> Outcome:
     return outcome
 
 
-async def _run_on(cluster: LocalCluster, options: Options, path: Path, tell: Tell) -> None:
-    head = header(options.seed, msgspec.to_builtins(options), await describe_cluster(cluster))
+async def _run_on(kind: Kind, cluster: LocalCluster, options: Options, directory: Path, tell: Tell) -> None:
+    seed, duration_s = options.seed, options.duration_s
+    head = header(seed, msgspec.to_builtins(options), await describe_cluster(cluster))
     async with AsyncExitStack() as stack:
-        recorder = stack.enter_context(Recorder(path, head))
+        recorder = stack.enter_context(Recorder(directory / HISTORY, head))
         stores = await open_stores(stack, list(cluster.addresses.values()))
-        tell(f"load and kills for {options.duration_s:g} s")
-        await kill_under_load(cluster, stores, recorder, options.shards, options.seed, options.duration_s, tell)
+        tell(
+            f"load and faults for {duration_s:g} s"
+            if kind == "kill"
+            else f"load; rounds are begun for {duration_s:g} s"
+        )
+        if kind == "kill":
+            await kill_under_load(cluster, stores, recorder, options.shards, seed, duration_s, tell)
+            return
+        workload = KvWorkload(recorder, stores, options.shards, seed)
+        nemesis: MembersNemesis | RollingNemesis
+        if kind == "members":
+            keep = partial(keep_log, cluster.layout, into=directory / "logs")
+            nemesis = MembersNemesis(cluster, recorder, seed, tell, keep)
+        else:
+            nemesis = RollingNemesis(cluster, recorder, tell)
+        await under_load(cluster, workload, recorder, nemesis, nemesis.run(duration_s), tell)
 
 
 async def describe_cluster(cluster: LocalCluster) -> dict[str, object]:
@@ -125,10 +155,15 @@ def keep_logs(cluster_directory: Path, into: Path) -> None:
     layout = Layout(cluster_directory)
     if not layout.exists():
         return
-    into.mkdir(exist_ok=True)
     for node in layout.read().names:
-        if layout.log_path(node).exists():
-            shutil.copyfile(layout.log_path(node), into / f"{node}.log")
+        keep_log(layout, node, into)
+
+
+def keep_log(layout: Layout, node: str, into: Path) -> None:
+    """Copies the log of one node, if it has any."""
+    into.mkdir(exist_ok=True)
+    if layout.log_path(node).exists():
+        shutil.copyfile(layout.log_path(node), into / f"{node}.log")
 
 
 async def inject_kills(cluster: LocalCluster, duration_s: float, seed: int, directory: Path, tell: Tell) -> Injected:

@@ -31,13 +31,14 @@ EXPLAINED_MAX = 10
 
 
 class Result(msgspec.Struct):
-    """What `--json` prints. `operations` were invoked; `acknowledged` are the writes among them that were answered ok;
-    `linearizable` is null where undecided; times are over all pairs of a kill and a data shard."""
+    """What `--json` prints. `operations` were invoked; `acknowledged` are the writes among them that were answered ok; `failed` surely
+    had no effect, compare-and-sets that found another version not counted; `linearizable` is null where undecided; times are over all pairs of a kill and a data shard."""
 
     verdict: Verdict
     operations: int
     acknowledged: int
     unknown: int
+    failed: int
     acknowledged_lost: int
     linearizable: bool | None
     keys_checked: int
@@ -79,6 +80,7 @@ def judge(history: History, path: Path, steps_max: int = STEPS_MAX) -> Judgement
         operations=len(history.operations),
         acknowledged=kept.acknowledged,
         unknown=sum(operation.type == "info" for operation in history.operations),
+        failed=sum(operation.type == "fail" and not operation.mismatch for operation in history.operations),
         acknowledged_lost=len(kept.lost),
         linearizable=False if violations else None if undecided or not keys else True,
         keys_checked=len(findings),

@@ -44,8 +44,9 @@ def _figures(result: Result) -> list[tuple[str, object]]:
         ("operations", result.operations),
         ("acknowledged writes", f"{result.acknowledged}, {result.acknowledged_lost} lost"),
         ("unknown outcomes", result.unknown),
+        ("failed", result.failed),
         ("keys checked", result.keys_checked),
-        ("kills", result.faults),
+        ("faults", result.faults),
         ("longest without service", f"{result.max_unavailable_ms:.0f} ms (p99 {result.unavailable_p99_ms:.0f} ms)"),
         ("seed", result.seed),
     ]

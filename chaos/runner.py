@@ -1,4 +1,4 @@
-"""One run against a running cluster: load, kills, healing, reading back. What happened is in the history, and nowhere else.
+"""One run against a running cluster: load, faults, healing, reading back. What happened is in the history, and nowhere else.
 
 Two phases: safety under chaos, then healing. Whatever happens in the first, the second starts every killed node again.
 """
@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, Protocol
 
 from chaos.history import Recorder
-from chaos.nemesis.kill import KillNemesis, Victims, converged
+from chaos.nemesis.convergence import Watched, converged
+from chaos.nemesis.kill import KillNemesis, Victims
 from chaos.nemesis.schedule import plan
 from chaos.workloads.kv import KvOptions, KvWorkload, Store
 from client.client import Client
@@ -29,20 +30,44 @@ async def open_stores(stack: AsyncExitStack, addresses: Sequence[str], count: in
     return [(await stack.enter_async_context(Client(list(addresses)))).kv for _ in range(count)]
 
 
+class Nemesis(Protocol):
+    """What a run needs of one, besides the work it does in it."""
+
+    @property
+    def so_far(self) -> str:
+        """What it has done, in a few words."""
+        ...
+
+    async def heal(self) -> None: ...
+
+
 async def kill_under_load(
     cluster: Victims, stores: Sequence[Store], recorder: Recorder, shards: int, seed: int, duration_s: float, tell: Tell
 ) -> None:
-    """Load for `duration_s` seconds while nodes are killed; then healing, convergence and the final reads.
+    """`under_load` with nodes that are killed for `duration_s` seconds, and started again."""
+    nemesis = KillNemesis(cluster, recorder)
+    await nemesis.start()
+    work = nemesis.run(plan(seed, duration_s), duration_s)
+    workload = KvWorkload(recorder, stores, shards, seed, KvOptions())
+    await under_load(cluster, workload, recorder, nemesis, work, tell)
+
+
+async def under_load(
+    cluster: Watched,
+    workload: KvWorkload,
+    recorder: Recorder,
+    nemesis: Nemesis,
+    work: Coroutine[Any, Any, None],
+    tell: Tell,
+) -> None:
+    """Load while `work`, the nemesis's, is done; then healing, convergence and the final reads.
 
     NeverHealed if the cluster did not come back; the history then ends without final reads.
     """
-    workload = KvWorkload(recorder, stores, shards, seed, KvOptions())
-    nemesis = KillNemesis(cluster, recorder)
-    await nemesis.start()
     load = asyncio.create_task(workload.run(), name="load")
     talk = asyncio.create_task(report_progress(workload, nemesis, tell), name="progress")
     try:
-        await _with(load, nemesis.run(plan(seed, duration_s), duration_s))
+        await _with(load, work)
     finally:
         talk.cancel()
         workload.stop()
@@ -50,7 +75,7 @@ async def kill_under_load(
             await nemesis.heal()
         finally:
             await load
-    tell("healing: every node was started again")
+    tell("healing: every node is there")
     await converged(cluster, HEAL_TIMEOUT_S)
     recorder.fault("ok", "healed")
     tell(f"healed; reading back {len(workload.keys)} keys")
@@ -71,7 +96,7 @@ async def _with(load: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> No
         task.cancel()
 
 
-async def report_progress(workload: KvWorkload, nemesis: KillNemesis, tell: Tell) -> None:
+async def report_progress(workload: KvWorkload, nemesis: Nemesis, tell: Tell) -> None:
     """Tells every few seconds how far the run is."""
     before = 0
     while True:
@@ -79,4 +104,4 @@ async def report_progress(workload: KvWorkload, nemesis: KillNemesis, tell: Tell
         rate = (workload.operations - before) / PROGRESS_S
         before = workload.operations
         told = f"{workload.operations} operations ({rate:.0f} per s), {workload.answers['info']} unknown"
-        tell(f"{told}, {nemesis.kills} kills")
+        tell(f"{told}, {nemesis.so_far}")

@@ -1,4 +1,4 @@
-"""How long was each shard without service after a kill?
+"""How long was each shard without service after a kill, or around a clean restart?
 
 Per kill and shard: from the last ok before the kill to the first ok after it of an operation that was also called after
 it. An answer to an older call does not end the outage, since it may have been on its way when the node died; so
@@ -16,6 +16,8 @@ from typing import NamedTuple
 from chaos.history import Event, Operation
 
 KILL = "kill"
+ROLL = "roll"
+"""A clean restart, which begins when it is on file."""
 
 
 class Outage(NamedTuple):
@@ -31,8 +33,8 @@ class Outage(NamedTuple):
 
 
 def kills(faults: Iterable[Event]) -> list[Event]:
-    """The kills that were carried out."""
-    return [event for event in faults if event.f == KILL and event.type == "ok"]
+    """What took a node away: the kills that were carried out, and the clean restarts from their beginning."""
+    return [event for event in faults if (event.f, event.type) in ((KILL, "ok"), (ROLL, "invoke"))]
 
 
 def outages(operations: Iterable[Operation], faults: Iterable[Event], end_ns: int) -> list[Outage]:

@@ -7,15 +7,15 @@ fault is on file before it is injected; `heal` starts whatever this nemesis kill
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Protocol
 
 from chaos.history import Recorder
 from chaos.nemesis.schedule import PlannedKill, ReplicaSets, choose
-from cluster.errors import TenfoldError
+from chaos.nemesis.steps import NeverHealed, Steps
 from cluster.local.ask import leaders as leaders_of
-from cluster.local.health import Goal, goal_of, missing, quarantined, voting
+from cluster.local.health import Goal, goal_of, quarantined, voting
 from cluster.local.launcher import Condition
 from cluster.local.local_cluster import NodeStatus
 from proto.gen import meta_pb2, node_pb2
@@ -23,10 +23,6 @@ from proto.gen import meta_pb2, node_pb2
 POLL_S = 0.1
 LOOK_S = 0.3
 RECOVERY_TIMEOUT_S = 60.0
-
-
-class NeverHealed(Exception):
-    """The cluster did not come back in the time it had."""
 
 
 class Victims(Protocol):
@@ -49,12 +45,17 @@ class KillNemesis:
         self._cluster = cluster
         self._recorder = recorder
         self._told = told
+        self._steps = Steps(recorder, told)
         self._replica_sets: ReplicaSets = {}
         self._down: set[str] = set()
         self._killed: set[str] = set()
         self._recoveries: dict[str, asyncio.Task[None]] = {}
         self._changed = asyncio.Event()
         self.kills = 0
+
+    @property
+    def so_far(self) -> str:
+        return f"{self.kills} kills"
 
     async def start(self) -> None:
         """Learns who holds what. A node that does not answer now counts as down, and is left as it is."""
@@ -107,8 +108,8 @@ class KillNemesis:
         led = sorted(shard for shard, leader in leaders_of((await self._replies()).values()).items() if leader == node)
         self._down.add(node)
         self._killed.add(node)
-        self._recorder.fault("invoke", "kill", node=node, note=f"leads {led}" if led else "leads nothing")
-        await self._carry_out("kill", node, self._cluster.kill(node))
+        note = f"leads {led}" if led else "leads nothing"
+        await self._steps.take("kill", node, self._cluster.kill(node), note=note)
         self.kills += 1
 
     def recover(self, node: str, down_s: float) -> asyncio.Task[None]:
@@ -120,8 +121,7 @@ class KillNemesis:
 
     async def _recover(self, node: str, down_s: float) -> None:
         await asyncio.sleep(down_s)
-        self._recorder.fault("invoke", "restart", node=node)
-        await self._carry_out("restart", node, self._cluster.restart(node))
+        await self._steps.take("restart", node, self._cluster.restart(node))
         await self._caught_up(node)
         self._recorder.fault("ok", "recovered", node=node)
         self._told(f"{node} has caught up")
@@ -152,15 +152,6 @@ class KillNemesis:
                 raise NeverHealed(f"{each.node} ended, and not by the nemesis; its log says why")
         return {each.node: each.reply for each in statuses if each.reply is not None}
 
-    async def _carry_out(self, f: str, node: str, work: Awaitable[object]) -> None:
-        try:
-            await work
-        except TenfoldError as error:
-            self._recorder.fault("fail", f, node=node, error=error.message)
-            raise NeverHealed(f"{f} of {node} failed: {error.message}") from error
-        self._recorder.fault("ok", f, node=node)
-        self._told(f"{f} {node}: done")
-
     async def settle(self) -> None:
         """Waits until every node that is on its way back has caught up. NeverHealed."""
         await asyncio.gather(*self._recoveries.values())
@@ -175,27 +166,10 @@ class KillNemesis:
         await asyncio.gather(*tasks, return_exceptions=True)
         failures = []
         for node in sorted(self._killed):
-            self._recorder.fault("invoke", "restart", node=node, note="healing")
             try:
-                await self._carry_out("restart", node, self._cluster.restart(node))
+                await self._steps.take("restart", node, self._cluster.restart(node), note="healing")
                 self._killed.discard(node)
             except NeverHealed as error:
                 failures.append(str(error))
         if failures:
             raise NeverHealed("; ".join(failures))
-
-
-async def converged(cluster: Victims, timeout_s: float) -> None:
-    """Returns when every node answers, every shard has a leader and every replica has applied what was committed.
-    NeverHealed names what is missing."""
-    holders = voting(await cluster.shard_map())
-    lacking = "nothing was looked at"
-    goals: dict[str, Goal] = {}
-    try:
-        async with asyncio.timeout(timeout_s):
-            while lacking:
-                replies = {each.node: each.reply for each in await cluster.status() if each.reply is not None}
-                lacking = missing(holders, replies, goals)
-                await asyncio.sleep(POLL_S if lacking else 0)
-    except TimeoutError:
-        raise NeverHealed(f"after {timeout_s:g} s {lacking}") from None

@@ -170,6 +170,12 @@ class LocalCluster:
         """SIGKILL; returns when they are gone and reaped."""
         await self.launcher.kill(names(self.cluster, nodes))
 
+    async def destroy(self, node: str) -> None:
+        """SIGKILL, and its folder is gone with it: a machine that never comes back."""
+        await self.kill(node)
+        async with directory_lock(self.layout.lock_path):
+            self.layout.remove_folder(node)
+
     async def stop(self, *nodes: str) -> list[str]:
         """Clean: the nodes hand over their leaderships and drain. The names of those that had to be killed."""
         chosen = names(self.cluster, nodes)

@@ -13,7 +13,7 @@ from client.cli.output import run_app
 from cluster.errors import TenfoldError
 
 RESULT = [
-    "verdict", "operations", "acknowledged", "unknown", "acknowledged_lost", "linearizable", "keys_checked", "faults",
+    "verdict", "operations", "acknowledged", "unknown", "failed", "acknowledged_lost", "linearizable", "keys_checked", "faults",
     "max_unavailable_ms", "unavailable_p99_ms", "seed", "history", "weak",
 ]  # fmt: skip
 

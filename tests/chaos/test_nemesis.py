@@ -10,8 +10,10 @@ import pytest
 
 from chaos.history import Recorder, header, read
 from chaos.nemesis import kill
-from chaos.nemesis.kill import KillNemesis, NeverHealed, converged
+from chaos.nemesis.convergence import converged
+from chaos.nemesis.kill import KillNemesis
 from chaos.nemesis.schedule import PlannedKill, keeps_majorities
+from chaos.nemesis.steps import NeverHealed
 from tests.chaos.shadow_cluster import ShadowCluster
 
 PLANS = [PlannedKill(0.01 * i, "leader" if i % 2 else "node", (0.37 * i) % 1, 0.005) for i in range(8)]

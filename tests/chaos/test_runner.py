@@ -12,7 +12,7 @@ from chaos.checkers.linearizability import Verdict
 from chaos.history import Recorder, header, read
 from chaos.judge import judge
 from chaos.nemesis import schedule
-from chaos.nemesis.kill import NeverHealed
+from chaos.nemesis.steps import NeverHealed
 from chaos.runner import kill_under_load
 from tests.chaos.shadow_cluster import ShadowCluster
 from tests.chaos.true_store import TrueStore
