@@ -271,11 +271,15 @@ def test_a_scan_that_meets_damage_does_not_just_end(tmp_path: Path, reverse: boo
     original = path.read_bytes()
     for at in range(0, len(original) // 2, 4000):
         path.write_bytes(original[:at] + bytes([original[at] ^ 4]) + original[at + 1 :])
-        state = opened(tmp_path)
         with pytest.raises(StorageFailed, match="Corruption"):
-            pairs(state, reverse=reverse)
-        state.close()
+            read_all(tmp_path, reverse)
     path.write_bytes(original)
-    state = opened(tmp_path)
-    assert pairs(state, reverse=reverse) == whole and len(whole) == 1000
-    state.close()
+    assert read_all(tmp_path, reverse) == whole and len(whole) == 1000
+
+
+def read_all(path: Path, reverse: bool) -> list[tuple[bytes, bytes]]:
+    state = opened(path)
+    try:
+        return pairs(state, reverse=reverse)
+    finally:
+        state.close()
