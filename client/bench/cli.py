@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client.bench import peers, replication
+from client.bench import move, peers, replication
 from client.bench.report import machine, plot, write
 from client.cli.output import Exit, Output, fail, note, render_table, run_command
 
@@ -75,4 +75,34 @@ async def _peers(output: Output, out: Path, parts: list[str], quick: bool) -> No
     note(f"bench: written {', '.join(map(str, written))}")
     output.result(document, text)
     if missed := [each.name for each in findings if each.met is False]:
+        fail(Exit.FAILED, f"not met: {'; '.join(missed)}")
+
+
+@app.command("move")
+def move_command(json_wanted: Json = False, out: Out = Path("build/bench"), quick: Quick = False) -> None:
+    """A fourth node joins three under load: p99 while its share of the replicas moves, against the quiet one. A minute or two."""
+    run_command(_move(Output(json_wanted), out, move.QUICK if quick else move.FULL))
+
+
+async def _move(output: Output, out: Path, plan: move.Plan) -> None:
+    found = await move.run(plan)
+    document = {
+        "benchmark": "move",
+        "machine": machine(),
+        "keys": plan.keys,
+        "callers": plan.callers,
+        "rate_per_s": plan.rate_per_s,
+        "moved": found.moved,
+        "replicas": found.replicas,
+        "phases": found.phases,
+        "findings": [each.document() for each in found.findings],
+    }
+    phases = render_table(move.COLUMNS, move.table_rows(found.phases))
+    text = f"{phases}\n\n{render_table(peers.COLUMNS, peers.table_rows(found.findings))}"
+    written = write(out, "move", document, text)
+    note(f"bench: written {', '.join(map(str, written))}")
+    output.result(document, text)
+    if failed := sum(each["failures"] for each in found.phases):
+        fail(Exit.FAILED, f"{failed} operations failed")
+    if missed := [each.name for each in found.findings if each.met is not True]:
         fail(Exit.FAILED, f"not met: {'; '.join(missed)}")

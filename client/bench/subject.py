@@ -21,18 +21,18 @@ class Subject:
     client: Client
 
     def __init__(self, nodes: int, replicas: int) -> None:
-        self._cluster = LocalCluster(nodes=nodes, replicas=replicas, shards=SHARDS)
+        self.cluster = LocalCluster(nodes=nodes, replicas=replicas, shards=SHARDS)
         self._stack = AsyncExitStack()
         self._pids: list[int] = []
 
     @property
     def addresses(self) -> list[str]:
-        return list(self._cluster.addresses.values())
+        return list(self.cluster.addresses.values())
 
     async def __aenter__(self) -> Subject:
         try:
-            await self._stack.enter_async_context(self._cluster)
-            self._pids = [each.pid for each in await self._cluster.status() if each.pid is not None]
+            await self._stack.enter_async_context(self.cluster)
+            self._pids = [each.pid for each in await self.cluster.status() if each.pid is not None]
             self.client = await self._stack.enter_async_context(Client(self.addresses))
         except BaseException:
             await self._stack.aclose()

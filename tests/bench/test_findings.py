@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from client.bench import peers, replication
+from client.bench import move, peers, replication
 from client.bench.etcd import txn_messages
 from client.bench.load import Measurement
 from client.bench.peers import Finding
 from client.bench.report import machine, plot, write
+from cluster.errors import Code, TenfoldError
+from cluster.ring.shard_map import first_map
 
 
 @pytest.mark.parametrize(
@@ -100,3 +103,53 @@ def test_the_whole_grid_fits_its_ten_minutes() -> None:
     start_of_a_cluster_s = 30
     assert cells == 45
     assert cells * (plan.seconds + plan.warmup_s) + len(plan.factors) * start_of_a_cluster_s < 600
+
+
+def test_growth_is_judged_by_the_p99_of_its_phases_and_by_what_moved() -> None:
+    phases = [
+        {"phase": "quiet", "p99_ms": 10.0},
+        {"phase": "joining", "p99_ms": 90.0},
+        {"phase": "moving", "p99_ms": 29.0},
+    ]
+    assert [each.met for each in move.findings(phases, 10 / 39)] == [True, True]
+    phases[2]["p99_ms"] = 30.1
+    assert [each.met for each in move.findings(phases, 14 / 39)] == [False, False]
+    phases[0]["p99_ms"] = 0.0
+    assert move.findings(phases, 0.25)[0].met is None, "nothing was measured"
+
+
+def test_moved_is_what_is_where_its_shard_was_not() -> None:
+    before = first_map(bytes(16), [(f"n{i}", f"h:{i}", "") for i in (1, 2, 3)], 2, 3)
+    after = first_map(bytes(16), [(f"n{i}", f"h:{i}", "") for i in (1, 2, 3)], 2, 3)
+    assert move.moved_replicas(before, after) == (0, 9)
+    after.shards[1].replicas[0].node = "n4"
+    after.shards[2].replicas[1].node = "n4"
+    assert move.moved_replicas(before, after) == (2, 9)
+
+
+async def test_a_paced_load_counts_from_when_a_request_was_due_and_tells_phases_apart() -> None:
+    blocked, asked = asyncio.Event(), 0
+
+    async def operation() -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 20:
+            raise TenfoldError(Code.UNAVAILABLE)
+        if load.phases[-1].name == "slow":
+            await blocked.wait()
+
+    load = move.PacedLoad(operation, callers=4, rate_per_s=2000)
+    async with asyncio.timeout(10):
+        load.begin("fast")
+        while asked < 60:
+            await asyncio.sleep(0.001)
+        load.begin("slow")
+        while asked < 64 or not any(load.phases[1].latencies):
+            await asyncio.sleep(0.001)
+            if asked >= 64:
+                blocked.set()
+        await load.stop()
+    fast, slow = (phase.document() for phase in load.phases)
+    assert fast["failures"] == 1 and slow["failures"] == 0 and fast["operations"] >= 50
+    assert slow["max_ms"] >= 1, "the pause counts"
+    assert all(phase.seconds > 0 for phase in load.phases)
