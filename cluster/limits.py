@@ -67,6 +67,7 @@ class Limits:
     inflight_bytes_max: int = bound(8 * MIB, 512, 8 * KIB)
     log_entries_kept_max: int = bound(10_000, 4, 32)  # applied entries kept in memory for followers that lag
     log_bytes_kept_max: int = bound(4 * MIB, 512, 8 * KIB)
+    log_bytes_held_max: int = bound(32 * MIB, 4 * KIB, 64 * KIB)  # instead, while a follower catches up by a snapshot
     inbox_messages_max: int = bound(4096, 16, 128)  # per shard
     # peers
     frame_bytes_max: int = bound(4 * MIB, 4 * KIB, 64 * KIB)
@@ -123,6 +124,9 @@ def check(limits: Limits) -> None:
     assert limits.election_ticks_min > 2 * limits.heartbeat_ticks, "two heartbeats may be lost without an election"
     assert limits.election_ticks_min + 4 <= limits.election_ticks_max, "a range to draw from, or votes split for ever"
     assert limits.tick_ms * limits.election_ticks_min > 2 * limits.node_heartbeat_ms, "node heartbeats speak for shards"
+    assert limits.log_bytes_held_max <= limits.log_bytes_kept_max + limits.proposal_bytes_pending_max, (
+        "a deposed leader's log is not taken for that of a follower whose state engine stalls"
+    )
     assert 0 < limits.lease_drift_percent < 50, "a lease outlives no election timeout"
     assert limits.snapshot_chunk_bytes < limits.message_bytes_max, "a chunk fits a grpc message"
     pair_bytes = limits.key_bytes_max + max(limits.value_bytes_max, limits.session_bytes_max)

@@ -137,8 +137,8 @@ class Installs:
     async def _begin(self, replica: Replica, node: str, header: peer_pb2.SnapshotHeader) -> Half:
         """The half this stream goes on with, or a new one; nobody else brings it then."""
         message = from_wire(header.message)
-        if message.kind != MessageKind.SNAPSHOT:
-            raise TenfoldError(Code.INVALID_ARGUMENT, "message: not a snapshot's")
+        if message.kind != MessageKind.SNAPSHOT or message.configuration is None:
+            raise TenfoldError(Code.INVALID_ARGUMENT, "message: not a snapshot's, or without its configuration")
         half = await self._idle_half(replica.shard, node)
         if not replica.core.wants_snapshot(message):
             replica.receive(message)  # the core answers with what it has

@@ -75,7 +75,7 @@ class Shards:
             self._open(shard, found)
 
     def _open(self, shard: meta_pb2.Shard, found: RecoveredShard) -> None:
-        state = ShardState(self._state.engine, shard.id, self._batch, found.replica)
+        state = ShardState(self._state.engine, shard.id, self._batch, found.replica, self._limits)
         reason = found.quarantine
         if not reason and found.base_index > state.applied_index:
             reason = f"the state is at index {state.applied_index}, behind the log's base {found.base_index}"

@@ -21,7 +21,7 @@ from cluster.ports import Channel, ChannelBroken, Clock, Dial, Spawn
 from cluster.raft.messages import Message
 from node.transport.codec import from_wire
 from node.transport.link import PROTOCOL, Identity, Link
-from node.transport.snapshot_stream import Arriving, Attempt, Pace, Pieces
+from node.transport.snapshot_stream import Arriving, Attempt, Counts, Pace, Pieces
 from proto.gen import peer_pb2
 
 
@@ -77,8 +77,7 @@ class Peers:
         self._heard_s: dict[str, float] = {}
         self._bulk: dict[str, tuple[str, Channel]] = {}
         self._pace = Pace(limits.snapshot_bytes_per_s, clock)
-        self._snapshot_bytes = 0
-        self._snapshots_resumed = 0
+        self._snapshots = Counts()
         self._refusals: dict[str, None] = {}
         self._beat = peer_pb2.NodeHeartbeat(incarnation=incarnation)
         self._left: list[Link] = []  # links that were forgotten and may still be ending
@@ -152,8 +151,8 @@ class Peers:
             "peer_messages_sent": sent + sum(link.messages_sent for link in links),
             "peer_messages_dropped": dropped + sum(link.messages_dropped for link in links),
             "peer_frames_sent": frames + sum(link.frames_sent for link in links),
-            "snapshot_bytes_sent": self._snapshot_bytes,
-            "snapshots_resumed": self._snapshots_resumed,
+            "snapshot_bytes_sent": self._snapshots.bytes,
+            "snapshots_resumed": self._snapshots.resumed,
         }
 
     def send(self, node: str, shard: int, messages: list[Message]) -> None:
@@ -187,18 +186,12 @@ class Peers:
         raises; then the peer installs nothing."""
         channel = await self._bulk_channel(node)
         header.hello.CopyFrom(self.identity.hello())
-        attempt = Attempt(channel.stream("Peer", "Snapshot"), self._pace, self._limits, self._snapshot_bytes_left)
-        try:
-            return await attempt.run(header, pieces)
-        finally:
-            self._snapshots_resumed += attempt.resumed
+        attempt = Attempt(channel.stream("Peer", "Snapshot"), self._pace, self._limits, self._snapshots)
+        return await attempt.run(header, pieces)
 
     def arriving(self, requests: AsyncIterator[peer_pb2.SnapshotChunk]) -> Arriving:
         """The chunks of one stream, as they come."""
         return Arriving(requests, self._limits)
-
-    def _snapshot_bytes_left(self, size: int) -> None:
-        self._snapshot_bytes += size
 
     async def close(self) -> None:
         """Breaks all streams and waits until every task has ended. No callback comes any more."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster.errors import Code, TenfoldError
@@ -61,14 +62,21 @@ class Pace:
         return max(0.0, begin - now)
 
 
-class Attempt:
-    """The sender's end of one stream. `bytes_sent` and `resumed` count while it goes on."""
+@dataclass(slots=True)
+class Counts:
+    """Over all that a node sends: bytes of pairs, and attempts that went on where an earlier one had broken off."""
 
-    def __init__(self, stream: Stream, pace: Pace, limits: Limits, sent: Callable[[int], None]) -> None:
-        self.resumed = False
+    bytes: int = 0
+    resumed: int = 0
+
+
+class Attempt:
+    """The sender's end of one stream."""
+
+    def __init__(self, stream: Stream, pace: Pace, limits: Limits, counts: Counts) -> None:
         self._stream = stream
         self._pace = pace
-        self._sent = sent
+        self._counts = counts
         self._idle_s = limits.snapshot_idle_ms / 1000
         self._window_bytes = WINDOW_CHUNKS * limits.snapshot_chunk_bytes
         self._ahead: deque[tuple[int, int]] = deque()  # number and size of each chunk that is not acknowledged
@@ -82,7 +90,7 @@ class Attempt:
             reply = await self._read()
             if reply.done:
                 return reply
-            self.resumed = reply.next > 0
+            self._counts.resumed += reply.next > 0
             pieces.seek(reply.next)
             last = False
             while not last:
@@ -96,7 +104,7 @@ class Attempt:
                 await self._write(chunk)
                 self._ahead.append((chunk.number, len(chunk.pairs)))
                 self._ahead_bytes += len(chunk.pairs)
-                self._sent(len(chunk.pairs))
+                self._counts.bytes += len(chunk.pairs)
             while not reply.done:
                 reply = await self._acknowledged(pieces)
             return reply

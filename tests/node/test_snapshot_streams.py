@@ -1,0 +1,296 @@
+"""Snapshots between real nodes over streams that break, change and end: each chunk is taken once, and nothing is left."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster.ports import ChannelBroken
+from cluster.raft.messages import Message, MessageKind
+from node.app import Node
+from proto.gen import peer_pb2
+from tests.node.cluster_world import ClusterWorld
+from tests.node.snapshot_world import SHORT_LOGS, Frozen, Line, Tap, caught_up, generations, never, one_falls_behind
+
+
+def half_of(node: Node) -> bytes:
+    """The generation under which a snapshot of shard 1 arrives."""
+    return node.snapshots.installs._halves[1].sink.generation.to_bytes(4, "big")
+
+
+def broken() -> None:
+    raise ChannelBroken("the line was cut")
+
+
+async def test_it_goes_on_where_the_stream_broke() -> None:
+    """At the sender's end and at the receiver's; what was taken is never sent again."""
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        cuts = [4, 21]
+
+        def cut(chunk: peer_pb2.SnapshotChunk, stream: Any) -> None:
+            if cuts and chunk.number == cuts[0]:
+                cuts.pop(0)
+                stream.cancel()
+
+        Line(leader, cut)
+        frozen = Frozen(leader)
+        node = await world.start(late)
+        tap = Tap(node)
+        tap.at = {9: broken, 15: broken}
+        await world.until(lambda: node.snapshots.installed == 1, "installed")
+        assert tap.taken == list(range(len(tap.taken))) and len(tap.taken) > 24
+        assert tap.begins[0] == 0 and 9 in tap.begins and 15 in tap.begins and len(tap.begins) == 5
+        assert len({header.id for header in tap.headers}) == 1 and frozen.made == 1
+        assert leader.status().counters["snapshots_resumed"] == sum(begin > 0 for begin in tap.begins) >= 3
+        await world.until(lambda: leader.status().counters["snapshots_sent"] == 1, "the sender knows")
+        await caught_up(world, node, leader)
+        assert frozen.open == 0 and len(generations(world, late)) == 1
+
+
+async def test_a_chunk_that_is_damaged_on_the_way_comes_again() -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        damaged: list[int] = []
+
+        def damage(chunk: peer_pb2.SnapshotChunk, stream: Any) -> None:
+            if chunk.number == 5 and not damaged:
+                damaged.append(5)
+                chunk.pairs = chunk.pairs[:-1] + bytes([chunk.pairs[-1] ^ 1])
+
+        Line(leader, damage)
+        node = await world.start(late)
+        tap = Tap(node)
+        await world.until(lambda: node.snapshots.installed == 1, "installed")
+        assert damaged and tap.begins == [0, 5] and tap.taken == list(range(len(tap.taken)))
+        await caught_up(world, node, leader)
+
+
+async def test_what_does_not_match_its_digest_is_thrown_away() -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        damaged: list[int] = []
+
+        def damage(chunk: peer_pb2.SnapshotChunk, stream: Any) -> None:
+            if chunk.last and not damaged:
+                damaged.append(chunk.number)
+                chunk.digest ^= 1
+
+        Line(leader, damage)
+        node = await world.start(late)
+        tap = Tap(node)
+        tap.at = {7: lambda: halves.append(half_of(node))}
+        halves: list[bytes] = []
+        await world.until(lambda: bool(tap.last), "refused")
+        assert not tap.last[0].accepted and "digest" in tap.last[0].reason
+        assert halves[0] not in generations(world, late) and node.snapshots.installed == 0
+        await world.until(lambda: node.snapshots.installed == 1, "the next one is installed")
+        assert tap.begins == [0, 0] and len({header.id for header in tap.headers}) == 2
+        await caught_up(world, node, leader)
+
+
+async def test_a_receiver_that_restarts_begins_anew_with_the_same_snapshot() -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        frozen = Frozen(leader)
+        node = await world.start(late)
+        tap = Tap(node)
+        tap.at = {7: never}
+        await world.until(lambda: len(tap.taken) == 7, "in the middle")
+        await world.crash([late], keep=True)
+        node = await world.start(late)
+        again = Tap(node)
+        await world.until(lambda: node.snapshots.installed == 1, "installed")
+        assert again.begins == [0] and again.taken == list(range(len(again.taken)))
+        assert again.headers[0].id == tap.headers[0].id and frozen.made == 1
+        await caught_up(world, node, leader)
+        assert len(generations(world, late)) == 1
+
+
+async def test_a_new_leader_sends_its_own() -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        node = await world.start(late)
+        tap = Tap(node)
+        tap.at = {7: never}
+        await world.until(lambda: len(tap.taken) == 7, "in the middle")
+        half = half_of(node)
+        assert half in generations(world, late)
+        await world.crash([leader.config.node])
+        await world.until(lambda: world.leader(1) is not None, "another leads")
+        successor = world.leader(1)
+        assert successor is not None
+        await world.until(lambda: node.snapshots.installed == 1, "installed")
+        assert tap.begins == [0, 0] and len({header.hello.node for header in tap.headers}) == 2
+        assert (await world.put(b"k1", b"later")).code == 0
+        await caught_up(world, node, successor)
+        assert len(generations(world, late)) == 1
+
+
+async def test_what_nobody_goes_on_with_is_deleted() -> None:
+    limits = replace(SHORT_LOGS, snapshot_resume_ms=300)
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=limits) as world:
+        leader, late = await one_falls_behind(world)
+        node = await world.start(late)
+        tap = Tap(node)
+        tap.at = {7: broken}
+        await world.until(lambda: len(tap.taken) == 7, "in the middle")
+        leader.peers._dial = no_way
+        leader.peers._bulk.clear()
+        half = half_of(node)
+        assert half in generations(world, late)
+        await world.until(lambda: half not in generations(world, late), "the half is deleted")
+        assert node.snapshots.installed == 0 and not node.snapshots.installs._halves
+        assert leader.snapshots.sent == 0
+
+
+async def test_a_replica_that_goes_takes_what_came_for_it_along() -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        _, late = await one_falls_behind(world)
+        node = await world.start(late)
+        tap = Tap(node)
+        go = asyncio.Event()
+        tap.at = {7: go.wait}
+        await world.until(lambda: len(tap.taken) == 7, "in the middle")
+        half = half_of(node)
+        assert half in generations(world, late)
+        replica = node.shards.replicas[1]
+        node.snapshots.forget(replica)
+        assert half not in generations(world, late)
+        go.set()
+        await world.until(lambda: bool(tap.last), "told")
+        assert not tap.last[0].accepted and tap.last[0].reason == "the replica is no longer here"
+        assert half not in generations(world, late)
+        tap.at = {len(tap.taken) + 7: lambda: node.shards.replicas.pop(1) and None}
+        await world.until(lambda: len(tap.last) == 2, "told again, though nobody said that it went")
+        assert tap.last[1].reason == "the replica is no longer here"
+        assert half in generations(world, late), "whoever took it away deletes all that was the shard's"
+
+
+# -- the sender --------------------------------------------------------------------------------------------------------
+
+
+async def test_all_that_is_missing_comes_and_a_node_sends_no_more_at_a_time_than_it_may() -> None:
+    limits = replace(SHORT_LOGS, snapshots_sending_max=1)
+    async with asyncio.timeout(60), ClusterWorld(shards=3, limits=limits) as world:
+        for shard in (1, 2, 3):
+            await world.until(lambda shard=shard: world.leader(shard) is not None, "led")  # type: ignore[misc]
+        late = world.names[-1]
+        await world.crash([late], keep=True)
+        for i in range(120):
+            assert (await world.put(b"key-%d" % i, b"x" * 100)).code == 0
+        leaders = [world.leader(shard) for shard in (1, 2, 3)]
+        frozen = {node.config.node: Frozen(node) for node in leaders if node is not None}
+        node = await world.start(late)
+        tap = Tap(node)
+        await world.until(lambda: node.snapshots.installed == 3, "all are installed")
+        for shard in (1, 2, 3):
+            leader = world.leader(shard)
+            assert leader is not None
+            await caught_up(world, node, leader, shard)
+            assert len(generations(world, late, shard)) == 1
+        assert {header.message.shard for header in tap.headers} == {1, 2, 3}
+        assert sum(each.made for each in frozen.values()) == 3 and len(frozen) < 3, "somebody had to send two"
+        await world.until(lambda: not any(each.open for each in frozen.values()), "let go")
+        assert all(each.most == 1 for each in frozen.values()), "one after the other"
+
+
+@pytest.mark.parametrize("how", ["stops", "is abandoned", "is deposed", "follower goes"])
+async def test_what_is_frozen_is_let_go_when_the_leader(how: str) -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        frozen = Frozen(leader)
+        node = await world.start(late)
+        tap = Tap(node)
+        tap.at = {7: never}
+        await world.until(lambda: len(tap.taken) == 7, "in the middle")
+        assert frozen.open == 1
+        if how == "stops":
+            await leader.stop()
+            assert frozen.open == 0
+        elif how == "is abandoned":
+            await leader.abandon()
+            assert frozen.open == 0
+        elif how == "is deposed":
+            replica = leader.shards.replicas[1]
+            other = next(p for p in replica.core.peers if replica.node_of[p] not in (late, leader.config.node))
+            replica.core.transfer_leadership(other)
+            replica.touch()
+            await world.until(lambda: replica.core.leader == other, "handed over")
+            await world.crash([late], keep=True)
+        else:
+            await world.crash([late], keep=True)
+            leader.shards.replicas[1].core.progress.pop(node.shards.replicas[1].core.replica)
+        await world.until(lambda: frozen.open == 0, "let go")
+
+
+async def test_a_freeze_that_is_given_up_before_its_turn_freezes_nothing() -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        frozen = Frozen(leader)
+        held, until_free = asyncio.Event(), asyncio.Event()
+
+        async def hold() -> None:
+            held.set()
+            await until_free.wait()
+
+        holding = asyncio.ensure_future(leader.pump.exclusively(hold))
+        await held.wait()
+        replica = leader.shards.replicas[1]
+        behind = next(peer for peer in replica.core.peers if replica.node_of[peer] == late)
+        message = Message(MessageKind.SNAPSHOT, replica.core.replica, behind, replica.core.term)
+        freezing = asyncio.ensure_future(leader.snapshots._freeze(replica, message))
+        await world.until(lambda: leader.pump.jobs_waiting > 0, "it waits for its turn")
+        made = frozen.made
+        freezing.cancel()
+        await asyncio.gather(freezing, return_exceptions=True)
+        until_free.set()
+        await holding
+        await leader.pump.exclusively(done)
+        assert frozen.made == made
+
+
+async def done() -> None:
+    return None
+
+
+async def test_a_node_far_behind_catches_up_under_load() -> None:
+    """By one snapshot: what is written while that is on its way stays in the leader's log until the node has it."""
+    limits = replace(SHORT_LOGS, snapshot_bytes_per_s=32 * 1024)
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=limits) as world:
+        leader, late = await one_falls_behind(world, writes=200)
+        core = leader.shards.replicas[1].core
+        stopped, written = False, 0
+
+        async def write() -> None:
+            nonlocal written
+            while not stopped:
+                assert (await world.put(b"key-%d" % (written % 200), b"y" * 100)).code == 0
+                written += 1
+
+        node = await world.start(late)
+        writing = [asyncio.ensure_future(write()) for _ in range(4)]
+        behind = node.shards.replicas[1].core.replica
+        await world.until(lambda: node.snapshots.installed == 1, "installed")
+        at_install = written
+        await world.until(lambda: core.caught_up(behind), "caught up")
+        await world.until(lambda: written > at_install + 200, "it stays so while the load goes on")
+        assert core.caught_up(behind) and node.snapshots.installed == 1 and leader.snapshots.sent == 1
+        assert at_install > 10 * limits.log_entries_kept_max, "the log would not have reached back so far"
+        stopped = True
+        await asyncio.gather(*writing)
+        await caught_up(world, node, leader)
+        await world.until(lambda: core.log.last_index - core.log.base_index <= 16, "nothing more is kept")
+
+
+def no_way(address: str) -> Any:
+    class Nowhere:
+        def stream(self, service: str, method: str) -> Any:
+            raise ChannelBroken("no way to it", sent=False)
+
+        async def close(self) -> None: ...
+
+    return Nowhere()
