@@ -14,36 +14,26 @@ from cluster.raft.state import APPEND, SNAPSHOT, State, send_as_leader
 
 
 def replicate(state: State) -> None:
-    """Sends each follower what its window allows, and who was removed the change that did it: it then knows to be quiet."""
+    """Sends each follower what its window allows."""
     state.replicate_due = False
     last = state.log.last_index
     for peer in state.peers:
         progress = state.progress[peer]
         if progress.state is ProgressState.REPLICATE:
-            _fill_window(state, peer, progress, last)
+            while progress.next <= last and _window_open(state, progress):
+                if not _send_append(state, peer, progress):
+                    break
         elif progress.state is ProgressState.PROBE and not progress.paused and progress.match < last:
             progress.paused = True
             _send_append(state, peer, progress)
-    for peer, progress in state.departed:
-        if _in_step(state, progress):
-            _fill_window(state, peer, progress, state.configuration_index)
 
 
 def tell_commit(state: State, followers: Iterable[tuple[int, Progress]]) -> None:
-    """At once, as this leader may not get to send more; as far as they follow without gaps, and messages arrive."""
+    """With what they miss, once and at once, as this leader gets to send them nothing more. Not to those who need a probe or
+    a snapshot."""
     for peer, progress in followers:
-        if _in_step(state, progress):
+        if progress.state is ProgressState.REPLICATE and progress.next > state.log.base_index:
             _send_append(state, peer, progress)
-
-
-def _in_step(state: State, progress: Progress) -> bool:
-    return progress.state is ProgressState.REPLICATE and progress.next > state.log.base_index
-
-
-def _fill_window(state: State, peer: int, progress: Progress, last: int) -> None:
-    while progress.next <= last and _window_open(state, progress):
-        if not _send_append(state, peer, progress):
-            return
 
 
 def _window_open(state: State, progress: Progress) -> bool:

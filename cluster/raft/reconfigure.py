@@ -40,13 +40,13 @@ def _append(state: State, configuration: Configuration) -> int:
     state.configurations.appended(entries)
     take_effect(state)
     state.idle_elapsed = 0
-    state.replicate_due = bool(state.peers or state.departed)
+    state.replicate_due = bool(state.peers)
     read_index.confirm(state)  # fewer may have to answer now
     return index
 
 
 def go_on(state: State) -> None:
-    """`settle_index` is committed."""
+    """`settle_index` is committed. Who was removed is told, and so knows to be quiet."""
     appends.tell_commit(state, state.departed)
     state.departed = []
     configuration = state.configuration

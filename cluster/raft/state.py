@@ -136,7 +136,7 @@ class State:
         self.progress: dict[int, Progress] = {}  # of every member, also of itself
         self.voter_progress: list[Progress] = []  # those that count, and those of outgoing voters
         self.outgoing_progress: list[Progress] = []
-        self.departed: list[tuple[int, Progress]] = []  # are still told of the change that removed them
+        self.departed: list[tuple[int, Progress]] = []  # are told when the change that removed them is committed
         self.settle_index = NEVER  # once this index is committed the leader moves the configuration on
         self.clock = 0
         self.stamp = 0

@@ -27,6 +27,7 @@ TINY = st.fixed_dictionaries(
         "inflight_bytes_max": st.sampled_from([1, 60, 4096]),
         "log_entries_kept_max": st.integers(1, 6),
         "log_bytes_kept_max": st.sampled_from([1, 200, 4096]),
+        "log_bytes_held_max": st.sampled_from([1, 400, 9999]),
     }
 )
 NUMBERS = st.integers(0, 255)
@@ -65,6 +66,7 @@ def drawn_limits(chance: random.Random) -> dict[str, int]:
         "inflight_bytes_max": chance.choice([1, 60, 4096]),
         "log_entries_kept_max": chance.randrange(1, 7),
         "log_bytes_kept_max": chance.choice([1, 200, 4096]),
+        "log_bytes_held_max": chance.choice([1, 400, 9999]),
     }
 
 
