@@ -1,7 +1,7 @@
 """Builds a node out of its ports. The process entry and the simulator build the very same `Node`.
 
-Order of birth: identity and incarnation, state, log (told what the state already holds), map, replicas, server, peers,
-background work. Order of death: no new work, leaderships handed over, answers given, streams closed, storage closed.
+Order of birth: identity and incarnation, what was lost, map, state, log (told what the state already holds), replicas, server,
+peers, background work. Order of death: leaderships handed over, no new work, answers given, streams closed, storage closed.
 """
 
 from __future__ import annotations
@@ -15,22 +15,26 @@ from typing import Any
 import psutil
 import structlog
 
+from cluster.errors import Code
 from cluster.limits import Limits
 from cluster.ports import Clock, Dial, Disk, Handlers, Random, Spawn, State
-from cluster.ring.shard_map import first_map
-from cluster.types import Role
+from node.arrival import PATH as LOSS_PATH
+from node.arrival import Arrival, Loss
 from node.capabilities import discover
 from node.cluster_map import PATH as MAP_PATH
 from node.cluster_map import ClusterMap
 from node.config import NodeConfig
+from node.hand_over import hand_over
+from node.opening import Opener
 from node.peer_events import PeerEvents
 from node.pump import Pump
-from node.replica import Replica
+from node.reconcile import Reconciler
 from node.services.front import NodeService
 from node.shards import Shards
 from node.snapshots import Snapshots
 from node.storage.identity import Identity, Sealed
 from node.storage.log import Log
+from node.storage.segment import segment_numbers
 from node.storage.view import NodeState, StateBatch
 from node.transport.peer_service import PeerService
 from node.transport.peers import Peers
@@ -63,7 +67,7 @@ class Node:
     def __init__(self, config: NodeConfig, ports: Ports, limits: Limits) -> None:
         self.config = config
         self.ports = ports
-        self.limits = limits
+        self.limits = config.limits(limits)
         self.address = config.address
         self.incarnation = 0
         self.stopped: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
@@ -77,9 +81,12 @@ class Node:
         kept = Sealed(ports.disk, INCARNATION_PATH)
         lived = kept.read(identity)
         self.incarnation = int(lived or b"0") + 1
-        members = [(each.node, each.address, each.zone) for each in config.members]
-        first = first_map(config.cluster, members, config.shards, config.replication_factor)
-        self.map = ClusterMap(first, Sealed(ports.disk, MAP_PATH), identity)
+        self._birth = config.first_map()
+        self._newborn = lived is None and not config.born
+        self.map = ClusterMap(self._birth, Sealed(ports.disk, MAP_PATH), identity)
+        self.loss = Loss(Sealed(ports.disk, LOSS_PATH), identity)
+        if not self._newborn and (lived is None or not segment_numbers(ports.disk)):
+            await self.loss.note()  # before a new log begins, which would look intact
         self._open_storage = ports.open_state()
         self.state = NodeState(self._open_storage)
         self.batch = StateBatch()
@@ -89,15 +96,22 @@ class Node:
             node=config.node,
             boot_id=ports.boot_id,
             limits=limits,
-            discard_at_or_below=self._applied_indexes(),
+            discard_at_or_below={
+                shard: (replica, index - limits.log_entries_kept_max)
+                for shard, (replica, index) in self.state.durable_applied.items()
+                if index > limits.log_entries_kept_max
+            },
         )
+        if self.log.suspect:
+            if self.map.damaged:
+                await self.loss.note()
+            self.loss.suspect(self.map.kept_epoch)
         self.log.release(self.state.durable_applied)  # else every restart would leave a small segment behind
         self._assemble()
-        self.shards.open_all(recovered, reborn=lived is not None or config.born)
-        if lived is None:  # the shards' births are durable before this node may be said to have lived
-            self.log.append([])
-            await self.log.sync()
-        await kept.write(identity, str(self.incarnation).encode())
+        await self.shards.open_all(recovered)
+        await kept.write(
+            identity, str(self.incarnation).encode()
+        )  # from here on it has lived, and its births are durable
         server = ports.serve([("Node", self.service), ("Peer", self.peer_service)], config.address)
         self.server = server
         port = await server.start()
@@ -105,11 +119,6 @@ class Node:
         self.peers.identity.address = self.address
         self.map.heard(config.node, self.address)
         self._run()
-
-    def _applied_indexes(self) -> dict[int, tuple[int, int]]:
-        kept = self.limits.log_entries_kept_max
-        applied = self.state.durable_applied.items()
-        return {shard: (replica, index - kept) for shard, (replica, index) in applied if index > kept}
 
     def _assemble(self) -> None:
         ports, limits, config = self.ports, self.limits, self.config
@@ -140,12 +149,13 @@ class Node:
             node=config.node,
             map=self.map,
             services=services,
-            limits=limits,
-            random=ports.random,
+            birth=self._birth,
+            newborn=self._newborn,
+            loss=self.loss,
+            opener=Opener(services, self.state, self.batch, self.pump, ports.random, limits),
             pump=self.pump,
             log=self.log,
             state=self.state,
-            batch=self.batch,
         )
         self.snapshots = Snapshots(self.pump, self.peers, self.state, ports.spawn, limits)
         self.upkeep = Upkeep(
@@ -154,11 +164,14 @@ class Node:
             pump=self.pump,
             peers=self.peers,
             events=self.events,
+            reconciler=Reconciler(self.shards, self.map, limits),
+            clock=ports.clock,
             log_file=self.log,
             state=self.state,
             dial=ports.dial,
             limits=limits,
         )
+        self.shards.on_closed.append(self.snapshots.forget)
         self.events.connect(self.shards, self.snapshots, self.upkeep.fetch_map)
         self.peer_service = PeerService(self.peers)
         self.service = NodeService(
@@ -177,14 +190,20 @@ class Node:
             (self.pump.run(), "pump"),
             (self.upkeep.tick(), "tick"),
             (self.upkeep.flush(), "flush"),
-            (self.upkeep.follow_map(), "follow map"),
+            (self.upkeep.fetch_maps(), "fetch maps"),
+            (self.upkeep.follow(), "follow map"),
             (self.upkeep.keep_meta(), "keep meta"),
+            (self._arrive(), "arrival"),
         ):
             task = asyncio.get_running_loop().create_task(work, name=name)
             task.add_done_callback(self._task_ended)
             self._tasks.append(task)
-        for node, address in self.map.addresses().items():
-            self.peers.set_address(node, address)
+        self.upkeep.follow_members()
+
+    async def _arrive(self) -> None:
+        """Asks the cluster in, or for what was lost; nothing else waits for it."""
+        await Arrival(self.config, self.map, self.loss, self.ports.dial, lambda: self.address).run()
+        self.upkeep.follow_again()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
@@ -210,7 +229,9 @@ class Node:
             return
         failure: BaseException | None = None
         try:
-            await self._hand_over()
+            self.upkeep.stopping = True
+            self.upkeep.tell()
+            await hand_over(self.shards, self.peers, self.events, self.ports.clock, self.limits)
             self.service.draining = True
             for replica in self.shards.replicas.values():
                 replica.wake_watchers()
@@ -223,29 +244,13 @@ class Node:
         if not self.stopped.done():
             self.stopped.set_result(failure)
 
-    async def _hand_over(self) -> None:
-        """Transfers each led shard to its most advanced follower; a shard that nobody can take is left to an election."""
-        deadline = self.ports.clock.monotonic() + STOP_GRACE_S
-        for replica in self.shards.led():
-            core = replica.core
-            up = self.peers.up()
-            takers = [peer for peer in core.progress if peer != core.replica and replica.node_of[peer] in up]
-            if takers:
-                core.transfer_leadership(max(takers, key=lambda peer: core.progress[peer].match))
-                replica.touch()
-        while self.ports.clock.monotonic() < deadline and any(r.core.role is Role.LEADER for r in self._handing_over()):
-            await asyncio.sleep(self.limits.tick_ms / 1000)
-
-    def _handing_over(self) -> list[Replica]:
-        return [replica for replica in self.shards.replicas.values() if replica.core.transferring]
-
     async def close_storage(self) -> None:
         for task in self._tasks:
             if task.get_name() != "pump":
                 task.cancel()
         self.pump.stop()
         for replica in self.shards.replicas.values():
-            replica.shut()
+            replica.close(Code.SHUTTING_DOWN)
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.state.flush()
         await self.log.close()

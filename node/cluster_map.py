@@ -65,7 +65,7 @@ class ClusterMap:
     def heard(self, node: str, address: str) -> None:
         if self._heard.get(node) != address:
             self._heard[node] = address
-            self._wake()
+            self.announce()
 
     async def update(self, newer: meta_pb2.ShardMap) -> None:
         """Follows a newer map; an older or equal one changes nothing."""
@@ -74,7 +74,7 @@ class ClusterMap:
         self._forget_moved(newer)
         self.current = newer
         self._by_id = {shard.id: shard for shard in newer.shards}
-        self._wake()
+        self.announce()
         await self.keep()
 
     async def keep(self) -> None:
@@ -91,7 +91,7 @@ class ClusterMap:
             except DiskFull:
                 return
             self.kept_epoch = newest.epoch
-            self._wake()
+            self.announce()
 
     def _forget_moved(self, newer: meta_pb2.ShardMap) -> None:
         """A member that moved, of which nothing was heard since the map before, is where the newer map says: the old
@@ -103,7 +103,7 @@ class ClusterMap:
                 self._heard.pop(member.node, None)
 
     def changed(self) -> asyncio.Future[None]:
-        """Resolved at the next change of the map or of an address."""
+        """Resolved at the next change of the map, of an address or of what lives here by the map."""
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.notify(future)
         return future
@@ -113,7 +113,8 @@ class ClusterMap:
         self._waiters = [waiter for waiter in self._waiters if not waiter.done()]
         self._waiters.append(future)
 
-    def _wake(self) -> None:
+    def announce(self) -> None:
+        """Wakes whoever waits for a change; also called when what lives here has changed by the map."""
         waiters, self._waiters = self._waiters, []
         for future in waiters:
             if not future.done():

@@ -86,6 +86,22 @@ class Pump:
         self._first_rounds.append(shard_round)
         self._wake.set()
 
+    def remove(self, replica: Replica) -> None:
+        """It is no longer here. Between two rounds only."""
+        if self.replicas.get(replica.shard) is replica:
+            del self.replicas[replica.shard]
+        self._dirty.pop(replica, None)
+        self._applying.pop(replica, None)
+        self._first_rounds = [each for each in self._first_rounds if each.shard != replica.shard]
+
+    async def write_log(self) -> bool:
+        """Writes and syncs what the log has taken since the last round. Between two rounds only. False when the disk is full
+        and the node stops."""
+        if not await self._append([]):
+            return False
+        await self._log.sync()
+        return True
+
     async def exclusively(self, job: Callable[[], Awaitable[None]]) -> None:
         """Runs `job` between two rounds, while no core is stepped and nothing is applied."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -233,8 +249,8 @@ class Pump:
         for message in messages:
             if message.kind == MessageKind.SNAPSHOT:
                 self._send_snapshot(replica, message)
-            else:
-                self._peers.send(replica.node_of[message.receiver], replica.shard, [message])
+            elif (node := replica.node_of.get(message.receiver)) is not None:  # else one map is older than the other
+                self._peers.send(node, replica.shard, [message])
 
     async def _apply_committed(self) -> None:
         """Applies all that is committed, in slices, so that the loop stays responsive; each slice is one state batch.

@@ -13,20 +13,22 @@ from collections.abc import Callable
 
 from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
+from cluster.raft.configuration import Configuration
 from cluster.raft.core import RaftCore
 from cluster.raft.messages import Entry, Message, MessageKind, Ready
+from cluster.ring.shard_map import voters
 from cluster.types import EntryKind, Role
 from node.machines.applier import Applier, Outcome, ParsedEntry
 from node.shard_clock import ShardClock
 from node.storage.view import ShardState
 from node.tickets import Proposal, Read
-from proto.gen import entry_pb2
+from proto.gen import entry_pb2, meta_pb2
 
 FROM_LEADER = frozenset((MessageKind.APPEND, MessageKind.HEARTBEAT))
 
 
 class Replica:
-    """One replica of one shard. `node_of` maps replica ids to node names."""
+    """One replica of one shard. `node_of` maps replica ids to node names, as the map has them."""
 
     def __init__(
         self,
@@ -34,19 +36,17 @@ class Replica:
         core: RaftCore,
         state: ShardState,
         applier: Applier,
-        node_of: dict[int, str],
         limits: Limits,
         mark_dirty: Callable[[Replica], None],
-        *,
-        preferred: bool = False,
     ) -> None:
         self.shard = shard
         self.core = core
         self.state = state
         self.applier = applier
-        self.node_of = node_of
+        self.node_of: dict[int, str] = {}
         self.limits = limits
-        self.preferred = preferred  # first in the shard's preference list
+        self.preferred = False  # the first voter of the shard's preference list
+        self.closed = False  # no longer on this node, or the node stops
         self.installing = False  # a snapshot is arriving
         self.clock = ShardClock(limits.tick_ms * limits.election_ticks_min)
         self.to_apply: deque[Entry] = deque()
@@ -73,6 +73,11 @@ class Replica:
         self._told: tuple[int, int, float] | None = None  # the newest such word
         self.dropped_messages = 0
 
+    def follow(self, row: meta_pb2.Shard) -> None:
+        """Brings it up to the map's row."""
+        self.node_of = {each.id: each.node for each in row.replicas}
+        self.preferred = next((each.id for each in voters(row)), 0) == self.core.replica
+
     # -- inputs, called from the transport and the services ------------------------------------------------------------
 
     def receive(self, message: Message) -> None:
@@ -88,14 +93,14 @@ class Replica:
         self.touch()
 
     def touch(self) -> None:
-        if not self.dirty:
+        if not self.dirty and not self.closed:
             self.dirty = True
             self._mark_dirty(self)
 
     def propose(self, proposal: Proposal) -> None:
         """Queues a command; its ticket is resolved when it was applied, or with an error of the table."""
         core = self.core
-        if core.role is not Role.LEADER or core.transferring:
+        if core.role is not Role.LEADER or core.transferring or self.closed:
             proposal.fail(Code.NOT_LEADER)
             return
         if (
@@ -111,7 +116,7 @@ class Replica:
 
     def read(self, read: Read) -> None:
         """Queues a linearizable read: answered when the commit index of now, confirmed by a later round, is applied."""
-        if self.core.role is not Role.LEADER:
+        if self.core.role is not Role.LEADER or self.closed:
             read.fail(Code.NOT_LEADER)
         elif self._pending_reads >= self.limits.reads_pending_max:
             read.fail(Code.OVERLOADED, f"shard {self.shard}: too many reads wait")
@@ -123,16 +128,18 @@ class Replica:
     def lease_read(self, read: Read) -> None:
         """Answers at once while the leader lease holds (the caller has advanced the ticks to now); else as `read`."""
         index = self.core.lease_read_index()
-        if index is not None and index <= self.core.applied_index:
+        if index is not None and index <= self.core.applied_index and not self.closed:
             self.answer(read)
         else:
             self.read(read)
 
     def stale_read(self, read: Read, now: float) -> None:
         """Answers at once from what is applied here. A leader without its lease asks around instead, being the one
-        replica whose age nobody else bounds."""
+        replica whose age nobody else bounds; one that is still being filled answers nothing."""
         if self.core.role is Role.LEADER:
             self.lease_read(read)
+        elif not self._fresh_at and not self.core.configuration.votes(self.core.replica):
+            read.fail(Code.NOT_LEADER)
         else:
             read.stale_ms = self.stale_ms(now)
             self.answer(read)
@@ -149,8 +156,9 @@ class Replica:
             self._fresh_at = max(self._fresh_at, at)
 
     def hurry_birth(self) -> None:
-        """A preferred leader does not wait out a timeout before the first election of its shard: nobody holds a promise."""
-        if self.preferred and self.core.term == 0:
+        """A preferred leader does not wait out a timeout before the first election of its shard: nobody holds a promise. Who
+        votes in term 0 is of the shard's birth."""
+        if self.preferred and self.core.term == 0 and self.core.configuration.votes(self.core.replica):
             self.core.campaign()
             self.touch()
 
@@ -201,6 +209,8 @@ class Replica:
         core = self.core
         waiters = self._proposed.pop(entry.index, None)
         outcomes = self.applier.apply(entry, want_results=waiters is not None)
+        if entry.kind == EntryKind.CONFIG:
+            self.state.set_configuration(Configuration.decode(entry.payload))
         self.state.set_applied(entry.index, entry.term, self.applier.time_ms)
         core.applied(entry.index)
         if entry.kind == EntryKind.PULSE:
@@ -228,6 +238,10 @@ class Replica:
     def leader_node(self) -> str:
         """Where the leader is thought to be; empty when unknown."""
         return self.node_of.get(self.core.leader, "")
+
+    def leader_hint(self) -> str:
+        """Where a caller should go instead: to who is about to lead, if leadership is on its way."""
+        return self.node_of.get(self.core.transferring, "") or self.leader_node()
 
     def answer(self, read: Read) -> None:
         """Runs a query against the state as applied."""
@@ -270,12 +284,15 @@ class Replica:
         for read in reads:
             read.fail(code)
 
-    def shut(self) -> None:
-        """The node stops: whoever waits is told. What was proposed is unknown."""
+    def close(self, code: Code) -> None:
+        """Nothing happens here any more: the node stops, or the replica is taken from it. Whoever waits is told; what was
+        proposed is unknown."""
+        self.closed = True
+        self.leading = False
         for read in self._take_reads():
-            read.fail(Code.SHUTTING_DOWN)
+            read.fail(code)
         for proposal in self._take_proposals():
-            proposal.fail(Code.UNKNOWN_OUTCOME if proposal.index else Code.SHUTTING_DOWN)
+            proposal.fail(Code.UNKNOWN_OUTCOME if proposal.index else code)
         self.wake_watchers()
 
     def _freshen(self) -> None:

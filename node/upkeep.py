@@ -1,4 +1,4 @@
-"""The node's background work: ticks, flushing state so that log segments can go, and keeping meta's map true."""
+"""The node's background work: ticks, flushing state so that log segments can go, following the map and keeping meta's true."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import structlog
 
 from cluster.errors import TenfoldError
 from cluster.limits import Limits
-from cluster.ports import Channel, ChannelBroken, Dial
+from cluster.ports import Channel, ChannelBroken, Clock, Dial
 from node.cluster_map import ClusterMap
 from node.machines.meta import MetaMachine
 from node.peer_events import PeerEvents
 from node.pump import Pump
+from node.reconcile import Reconciler
+from node.replica import Replica
 from node.shards import Shards
 from node.storage.log import Log
 from node.storage.view import NodeState
@@ -32,6 +34,8 @@ class Upkeep:
         pump: Pump,
         peers: Peers,
         events: PeerEvents,
+        reconciler: Reconciler,
+        clock: Clock,
         log_file: Log,
         state: NodeState,
         dial: Dial,
@@ -42,12 +46,18 @@ class Upkeep:
         self._pump = pump
         self._peers = peers
         self._events = events
+        self._reconciler = reconciler
+        self._clock = clock
+        self.stopping = False
         self._log = log_file
         self._state = state
         self._dial = dial
         self._limits = limits
         self._flushed_at_bytes = log_file.total_bytes
         self._fetch_from: asyncio.Queue[str] = asyncio.Queue(maxsize=1)
+        self._addresses: dict[str, str] = {}  # of the members, as the map had them that was followed last
+        self._followed: meta_pb2.ShardMap | None = None  # None: again
+        self._changed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def tick(self) -> None:
         """For ever: advances time, tells the heartbeats what to say, raises suspicions. While every shard is silent it
@@ -60,10 +70,20 @@ class Upkeep:
             else:
                 await self._pump.busy_within(limits.node_heartbeat_ms / 1000)
             self._pump.advance_ticks()
-            self._peers.set_heartbeat(
-                len(self._shards.led()), self._map.epoch, quarantined=len(self._shards.quarantined)
-            )
+            self.tell()
             self._events.suspect({node: self._peers.heard_s(node) for node in self._peers.members()})
+            if not self.stopping:
+                up = {node for node in self._peers.up() if not self._events.stopping(node)}
+                self._reconciler.look(self._clock.monotonic(), up | {self._shards.node})
+
+    def tell(self) -> None:
+        """What the heartbeats say from now on."""
+        self._peers.set_heartbeat(
+            len(self._shards.led()),
+            self._map.epoch,
+            quarantined=len(self._shards.quarantined),
+            stopping=self.stopping,
+        )
 
     async def flush(self) -> None:
         """For ever: after `flush_log_bytes` of log the state is flushed and the segments it covers are deleted."""
@@ -82,12 +102,50 @@ class Upkeep:
 
     # -- the map -------------------------------------------------------------------------------------------------------
 
+    async def follow(self) -> None:
+        """For ever: brings links and replicas up to each map, once it is on disk."""
+        while True:
+            self._changed = self._map.changed()
+            self.follow_members()
+            await self._map.keep()
+            current = self._map.current
+            if self._map.kept_epoch == current.epoch and current is not self._followed:
+                self._followed = current
+                had_meta = self._shards.meta
+                await self._shards.follow(current)
+                self._reconciler.wake()
+                if self._shards.meta is not had_meta:
+                    self._map.announce()
+            await self._changed
+
+    def follow_again(self) -> None:
+        """Something else than the map changed what is to be here."""
+        self._followed = None
+        if not self._changed.done():
+            self._changed.set_result(None)
+
+    def follow_members(self) -> None:
+        """Who is no member is not talked to. An address is told to a link only when the map's has changed: what the link
+        heard by itself is newer else."""
+        addresses = self._map.addresses()
+        members = {member.node: member.address for member in self._map.current.members}
+        if self._shards.node not in members:  # removed: nobody here is a peer any more
+            members = {}
+        for node in self._peers.members():
+            if node not in members:
+                self._peers.forget(node)
+                self._events.forget(node)
+        for node, address in members.items():
+            if self._addresses.get(node) != address:
+                self._peers.set_address(node, addresses[node])
+        self._addresses = members
+
     def fetch_map(self, node: str) -> None:
         """A peer knows a newer map: ask it, one question at a time."""
         if self._fetch_from.empty():
             self._fetch_from.put_nowait(node)
 
-    async def follow_map(self) -> None:
+    async def fetch_maps(self) -> None:
         """For ever: fetches newer maps from the peers that announced them, or that refused us and may have one."""
         while True:
             node = await self._fetch_from.get()
@@ -108,20 +166,19 @@ class Upkeep:
 
     async def keep_meta(self) -> None:
         """For ever: publishes what the meta replica here applied; its leader writes the first map and new addresses."""
-        meta = self._shards.meta
-        if meta is None:
-            return
-        machine = meta.applier.machines["meta"]
-        assert isinstance(machine, MetaMachine)
         while True:
+            meta = self._shards.meta
+            if meta is None:
+                await self._map.changed()
+                continue
             changed = meta.changed()
-            known: meta_pb2.ShardMap | None = machine.map
+            known = _map_of(meta)
             if known is not None:
                 await self._map.update(known)
             if meta.leading and meta.clock.running:
                 command = self._command(known)
                 if command is not None:
-                    await self._propose(command)
+                    await self._propose(meta, command)
                     continue
             self._map.notify(changed)
             await changed
@@ -137,9 +194,7 @@ class Upkeep:
                 return meta_pb2.MetaCommand(set_member=moved)
         return None
 
-    async def _propose(self, command: meta_pb2.MetaCommand) -> None:
-        meta = self._shards.meta
-        assert meta is not None
+    async def _propose(self, meta: Replica, command: meta_pb2.MetaCommand) -> None:
         latch = Latch()
         request = entry_pb2.Request(capability="meta", principal="node", body=command.SerializeToString())
         proposal = Proposal(latch, request, command, frozenset())
@@ -149,3 +204,9 @@ class Upkeep:
         if proposal.outcome.code:
             log.info("meta command not applied", code=proposal.outcome.code, reason=proposal.outcome.message)
             await asyncio.sleep(self._limits.node_heartbeat_ms / 1000)
+
+
+def _map_of(meta: Replica) -> meta_pb2.ShardMap | None:
+    machine = meta.applier.machines["meta"]
+    assert isinstance(machine, MetaMachine)
+    return machine.map

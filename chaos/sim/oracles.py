@@ -60,6 +60,7 @@ class Oracles:
         self.promises.born(node)
         for replica in node.shards.replicas.values():
             self._watch(node, replica)
+        node.shards.on_opened.append(lambda replica: self._watch(node, replica))
 
     def died(self, name: str) -> None:
         node = self.nodes.pop(name, None)

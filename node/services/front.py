@@ -144,7 +144,7 @@ class NodeService:
             reply.session = outcome.session
         if outcome.code in (Code.NOT_LEADER, Code.UNKNOWN_OUTCOME, Code.SHUTTING_DOWN):
             replica = self._shards.replicas.get(sub.shard)
-            reply.leader = replica.leader_node() if replica is not None else ""
+            reply.leader = replica.leader_hint() if replica is not None else ""
         return reply
 
     # -- watches -------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ class NodeService:
             reply = node_pb2.WatchReply(code=int(error.code), message=error.message)
             reply.floor = int(str(error.details.get("floor", 0)))
             held = self._shards.replicas.get(request.shard)
-            reply.leader = held.leader_node() if held is not None else ""
+            reply.leader = held.leader_hint() if held is not None else ""
             yield reply
         finally:
             self._watches -= 1
@@ -214,14 +214,15 @@ class NodeService:
     # -- the node itself -----------------------------------------------------------------------------------------------
 
     async def watch_map(self, request: node_pb2.MapRequest, context: CallContext) -> AsyncIterator[meta_pb2.ShardMap]:
-        """The map, at once if newer than the epoch named, and again at every change."""
+        """The map, at once if newer than the epoch named, and again at every change; a node that joins has none yet."""
         changed = self._map.changed()
         if self._map.epoch > request.above_epoch:
             yield self._map.with_addresses()
         while not self.draining:
             await changed
             changed = self._map.changed()
-            yield self._map.with_addresses()
+            if self._map.epoch:
+                yield self._map.with_addresses()
 
     async def status(self, request: node_pb2.StatusRequest, context: CallContext) -> node_pb2.StatusReply:
         reply: node_pb2.StatusReply = self._status(digests=request.digests)

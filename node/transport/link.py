@@ -12,7 +12,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cluster.errors import TenfoldError
+from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
 from cluster.ports import Channel, ChannelBroken, Clock, Dial, Spawn, Stream
 from cluster.raft.messages import Message
@@ -196,7 +196,7 @@ class Link:
             self._problem(address, "stream ended" if stood else "")
         except (ChannelBroken, TimeoutError, TenfoldError, Refused) as error:
             self._problem(address, f"{type(error).__name__}: {error}" if address == self.address else "it moved")
-            if isinstance(error, TenfoldError) and not self._closing:
+            if isinstance(error, TenfoldError) and error.code == Code.INVALID_ARGUMENT and not self._closing:
                 self._events.link_refused(self.peer)
         finally:
             self._greeting = None
