@@ -24,11 +24,15 @@ from node.capabilities import discover
 from node.cluster_map import PATH as MAP_PATH
 from node.cluster_map import ClusterMap
 from node.config import NodeConfig
+from node.driver import Driver
 from node.hand_over import hand_over
+from node.members import Members
+from node.meta_leader import MetaLeader
 from node.opening import Opener
 from node.peer_events import PeerEvents
 from node.pump import Pump
 from node.reconcile import Reconciler
+from node.services.admin import AdminService
 from node.services.front import NodeService
 from node.shards import Shards
 from node.snapshots import Snapshots
@@ -158,8 +162,10 @@ class Node:
             state=self.state,
         )
         self.snapshots = Snapshots(self.pump, self.peers, self.state, ports.spawn, limits)
+        self.meta = MetaLeader(self.shards, self.map, self.peers)
         self.upkeep = Upkeep(
             map=self.map,
+            meta=self.meta,
             shards=self.shards,
             pump=self.pump,
             peers=self.peers,
@@ -173,6 +179,26 @@ class Node:
         )
         self.shards.on_closed.append(self.snapshots.forget)
         self.events.connect(self.shards, self.snapshots, self.upkeep.fetch_map)
+        self.driver = Driver(
+            meta=self.meta,
+            map=self.map,
+            shards=self.shards,
+            peers=self.peers,
+            told=self.events.told,
+            own_status=self.status,
+            dial=ports.dial,
+            clock=ports.clock,
+            limits=limits,
+        )
+        self.members = Members(
+            meta=self.meta,
+            peers=self.peers,
+            shards=self.shards,
+            told=self.events.told,
+            wake=self.driver.wake,
+            clock=ports.clock,
+            limits=limits,
+        )
         self.peer_service = PeerService(self.peers)
         self.service = NodeService(
             shards=self.shards,
@@ -181,6 +207,7 @@ class Node:
             services=services,
             clock=ports.clock,
             limits=limits,
+            admin=AdminService(self.meta, self.driver),
             status=self.status,
             stop=self.begin_stop,
         )
@@ -193,6 +220,8 @@ class Node:
             (self.upkeep.fetch_maps(), "fetch maps"),
             (self.upkeep.follow(), "follow map"),
             (self.upkeep.keep_meta(), "keep meta"),
+            (self.members.run(), "members"),
+            (self.driver.run(), "driver"),
             (self._arrive(), "arrival"),
         ):
             task = asyncio.get_running_loop().create_task(work, name=name)

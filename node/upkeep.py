@@ -10,17 +10,15 @@ from cluster.errors import TenfoldError
 from cluster.limits import Limits
 from cluster.ports import Channel, ChannelBroken, Clock, Dial
 from node.cluster_map import ClusterMap
-from node.machines.meta import MetaMachine
+from node.meta_leader import MetaLeader
 from node.peer_events import PeerEvents
 from node.pump import Pump
 from node.reconcile import Reconciler
-from node.replica import Replica
 from node.shards import Shards
 from node.storage.log import Log
 from node.storage.view import NodeState
-from node.tickets import Latch, Proposal
 from node.transport.peers import Peers
-from proto.gen import entry_pb2, meta_pb2, node_pb2
+from proto.gen import meta_pb2, node_pb2
 
 log = structlog.get_logger("upkeep")
 
@@ -30,6 +28,7 @@ class Upkeep:
         self,
         *,
         map: ClusterMap,
+        meta: MetaLeader,
         shards: Shards,
         pump: Pump,
         peers: Peers,
@@ -42,6 +41,7 @@ class Upkeep:
         limits: Limits,
     ) -> None:
         self._map = map
+        self._meta = meta
         self._shards = shards
         self._pump = pump
         self._peers = peers
@@ -167,20 +167,15 @@ class Upkeep:
     async def keep_meta(self) -> None:
         """For ever: publishes what the meta replica here applied; its leader writes the first map and new addresses."""
         while True:
-            meta = self._shards.meta
-            if meta is None:
-                await self._map.changed()
-                continue
-            changed = meta.changed()
-            known = _map_of(meta)
+            changed = self._meta.changed()
+            known = self._meta.map
             if known is not None:
                 await self._map.update(known)
-            if meta.leading and meta.clock.running:
+            if self._meta.term:
                 command = self._command(known)
                 if command is not None:
-                    await self._propose(meta, command)
+                    await self._propose(command)
                     continue
-            self._map.notify(changed)
             await changed
 
     def _command(self, known: meta_pb2.ShardMap | None) -> meta_pb2.MetaCommand | None:
@@ -194,19 +189,9 @@ class Upkeep:
                 return meta_pb2.MetaCommand(set_member=moved)
         return None
 
-    async def _propose(self, meta: Replica, command: meta_pb2.MetaCommand) -> None:
-        latch = Latch()
-        request = entry_pb2.Request(capability="meta", principal="node", body=command.SerializeToString())
-        proposal = Proposal(latch, request, command, frozenset())
-        meta.propose(proposal)
-        await latch.future
-        assert proposal.outcome is not None
-        if proposal.outcome.code:
-            log.info("meta command not applied", code=proposal.outcome.code, reason=proposal.outcome.message)
+    async def _propose(self, command: meta_pb2.MetaCommand) -> None:
+        try:
+            await self._meta.propose(command)
+        except TenfoldError as refusal:
+            log.info("meta command not applied", code=int(refusal.code), reason=refusal.message)
             await asyncio.sleep(self._limits.node_heartbeat_ms / 1000)
-
-
-def _map_of(meta: Replica) -> meta_pb2.ShardMap | None:
-    machine = meta.applier.machines["meta"]
-    assert isinstance(machine, MetaMachine)
-    return machine.map

@@ -16,6 +16,7 @@ from cluster.ports import Clock
 from node.cluster_map import ClusterMap
 from node.pump import Pump
 from node.replica import Replica
+from node.services.admin import AdminService
 from node.shards import Shards
 from node.tickets import Latch, Proposal, Read, Ticket
 from proto.gen import entry_pb2, meta_pb2, node_pb2
@@ -35,6 +36,7 @@ class NodeService:
         services: Mapping[str, Any],
         clock: Clock,
         limits: Limits,
+        admin: AdminService,
         status: Any,
         stop: Any,
     ) -> None:
@@ -46,6 +48,7 @@ class NodeService:
         self._services = services
         self._clock = clock
         self._limits = limits
+        self._admin = admin
         self._status = status
         self._stop = stop
 
@@ -231,6 +234,30 @@ class NodeService:
     async def stop(self, request: node_pb2.StopRequest, context: CallContext) -> node_pb2.StopReply:
         self._stop()
         return node_pb2.StopReply()
+
+    # -- the cluster ---------------------------------------------------------------------------------------------------
+
+    async def join(self, request: node_pb2.JoinRequest, context: CallContext) -> node_pb2.JoinReply:
+        return await self._cluster().join(request)
+
+    async def drain(self, request: node_pb2.DrainRequest, context: CallContext) -> node_pb2.AdminReply:
+        return await self._cluster().drain(request)
+
+    async def remove(self, request: node_pb2.RemoveRequest, context: CallContext) -> node_pb2.AdminReply:
+        return await self._cluster().remove(request)
+
+    async def rebalance(self, request: node_pb2.RebalanceRequest, context: CallContext) -> node_pb2.RebalanceReply:
+        return await self._cluster().rebalance(request)
+
+    async def driver_status(
+        self, request: node_pb2.DriverStatusRequest, context: CallContext
+    ) -> node_pb2.DriverStatusReply:
+        return await self._cluster().driver_status(request)
+
+    def _cluster(self) -> AdminService:
+        if self.draining:
+            raise TenfoldError(Code.SHUTTING_DOWN)
+        return self._admin
 
 
 def _request(sub: node_pb2.SubRequest, principal: str) -> entry_pb2.Request:

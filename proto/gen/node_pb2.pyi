@@ -567,6 +567,9 @@ class JoinReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MAP_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    """that of the join; with `lost`, what was placed on the node up to it is lost"""
     @_builtins.property
     def map(self) -> _meta_pb2.ShardMap:
         """with the member in it"""
@@ -575,10 +578,11 @@ class JoinReply(_message.Message):
         self,
         *,
         map: _meta_pb2.ShardMap | None = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["map", b"map"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["map", b"map"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "map", b"map"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

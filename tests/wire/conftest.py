@@ -55,6 +55,11 @@ class NodeHandler:
     async def stop(self, request: Any, context: Any) -> Any:
         return node_pb2.StopReply()
 
+    async def drain(self, request: Any, context: Any) -> Any:
+        return node_pb2.AdminReply()
+
+    join = remove = rebalance = driver_status = drain
+
 
 class PeerHandler:
     """Echoes frames; counts a snapshot's chunks."""
