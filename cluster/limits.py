@@ -74,7 +74,7 @@ class Limits:
     peer_queue_bytes_max: int = bound(32 * MIB, 16 * KIB, 256 * KIB)
     snapshot_chunk_bytes: int = bound(256 * KIB, 256, 4 * KIB)
     snapshots_sending_max: int = bound(2, 1, 2)  # per node
-    snapshot_bytes_per_s: int = bound(32 * MIB, 64 * KIB, 32 * MIB)  # sent by one node, all its snapshots together
+    snapshot_bytes_per_s: int = bound(32 * MIB, 4 * KIB, 32 * MIB)  # sent by one node, all its snapshots together
     snapshot_idle_ms: int = bound(20_000, 500, 20_000)  # without a chunk or an answer the attempt is given up
     snapshot_resume_ms: int = bound(30_000, 1000, 30_000)  # a broken one may go on where it stood for so long
     peer_hello_ms: int = bound(1000, 100, 1000)  # to connect and be greeted; then the attempt is given up
@@ -83,6 +83,8 @@ class Limits:
     segment_bytes: int = bound(64 * MIB, 2 * KIB, 64 * KIB)
     flush_log_bytes: int = bound(32 * MIB, 1 * KIB, 32 * KIB)  # state is flushed after so many log bytes
     apply_slice_ms: int = bound(2, 1, 2)
+    scrub_bytes_per_s: int = bound(4 * MIB, 64 * KIB, 4 * MIB)  # read again to see whether it is still what was written
+    scrub_every_ms: int = bound(3_600_000, 2000, 3_600_000)  # between two passes over everything
     # cluster
     nodes_max: int = bound(64, 3, 9)
     shards_max: int = bound(1024, 1, 16)

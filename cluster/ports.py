@@ -92,6 +92,9 @@ class State(Protocol):
     async def flush(self) -> None:
         """Everything written before the call is durable when it returns. A crash keeps a prefix of the batches."""
 
+    async def scrub(self, bytes_per_s: int) -> int:
+        """Reads all that is durable once, slowly, so that damage is found before it is needed; the bytes read."""
+
     def snapshot(self) -> StateSnapshot: ...
 
     def close(self) -> None: ...

@@ -2,6 +2,10 @@
 
 Exit codes: 0 a clean stop, 1 the directory, the configuration or the port cannot be used (one line on stderr), 4 a crash:
 a failed write, or a bug. Logs are JSON lines on stderr.
+
+A damaged state engine is no end: its directory is set aside and the process begins anew (execve: pid, arguments and
+descriptors of the launcher stay; threads, sockets and locks of the first life are gone). Replicas whose log is not whole from
+its first entry are then quarantined, since their empty state is behind their log's base.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 import msgspec
 import structlog
@@ -26,18 +30,21 @@ import uvloop
 
 from cluster.errors import TenfoldError
 from cluster.limits import DEFAULT
-from cluster.ports import StorageFailed
+from cluster.ports import StateDamaged, StorageFailed
 from cluster.wire.channel import dial
 from node.app import Node, Ports
 from node.config import NodeConfig, read_config
 from node.storage.disk import RealDisk, boot_id
 from node.storage.identity import Identity
-from node.storage.rocks_state import RocksState
+from node.storage.rocks_state import RocksState, set_aside
 from node.transport.server import Server
 
 PR_SET_PDEATHSIG = 1
 EXIT_UNUSABLE = 1
 EXIT_CRASH = 4
+STATE = "state"
+SET_ASIDE_AT = "TENFOLD_STATE_SET_ASIDE_AT"  # by the life before this one: monotonic seconds
+SET_ASIDE_AGAIN_S = 10.0  # damage again so soon is not the rot of a disk
 
 
 class SystemClock:
@@ -121,7 +128,7 @@ async def _run(config: NodeConfig, directory: Path) -> int:
     spawn = TaskSpawn()
     ports = Ports(
         disk=disk,
-        open_state=lambda: RocksState(directory / "state", identity),
+        open_state=lambda: RocksState(directory / STATE, identity),
         dial=dial,
         serve=lambda handlers, address: Server(handlers, address=address, limits=DEFAULT),
         clock=SystemClock(),
@@ -131,7 +138,10 @@ async def _run(config: NodeConfig, directory: Path) -> int:
     )
     node = Node(config, ports, DEFAULT)
     spawn.on_died = node.fail
-    await node.start()
+    try:
+        await node.start()
+    except StateDamaged as damage:
+        _begin_anew(directory, damage)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):  # before this a signal ends the process, and nothing is lost by it
         loop.add_signal_handler(number, node.begin_stop)
@@ -139,11 +149,30 @@ async def _run(config: NodeConfig, directory: Path) -> int:
     gc.collect()
     gc.freeze()  # what lives for ever is not looked at again
     failure = await node.stopped
+    if isinstance(failure, StateDamaged):
+        _begin_anew(directory, failure)
     if failure is not None:
-        structlog.get_logger("node").critical("stopping after a failure", error=repr(failure), exc_info=failure)
-        sys.stderr.flush()
-        os._exit(EXIT_CRASH)  # nothing is tidied after a failed write: recovery will look at what is really there
+        _crash("stopping after a failure", failure)
     return 0
+
+
+def _crash(why: str, failure: BaseException) -> NoReturn:
+    """Nothing is tidied after a failed write: recovery will look at what is really there."""
+    structlog.get_logger("node").critical(why, error=repr(failure), exc_info=failure)
+    sys.stderr.flush()
+    os._exit(EXIT_CRASH)
+
+
+def _begin_anew(directory: Path, damage: StateDamaged) -> NoReturn:
+    """The state is lost, the log is not: this process starts again with an empty one."""
+    now = time.monotonic()
+    if now - float(os.environ.get(SET_ASIDE_AT, "-inf")) < SET_ASIDE_AGAIN_S:
+        _crash("the state is damaged again", damage)
+    aside = set_aside(directory / STATE)
+    os.environ[SET_ASIDE_AT] = str(now)
+    structlog.get_logger("node").critical("state damaged: going on without it", error=str(damage), kept=str(aside))
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _write_run_file(directory: Path, node: Node) -> None:

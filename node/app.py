@@ -217,6 +217,7 @@ class Node:
             (self.pump.run(), "pump"),
             (self.upkeep.tick(), "tick"),
             (self.upkeep.flush(), "flush"),
+            (self.state.watch_over(self.limits), "watch over the state"),
             (self.upkeep.fetch_maps(), "fetch maps"),
             (self.upkeep.follow(), "follow map"),
             (self.upkeep.keep_meta(), "keep meta"),

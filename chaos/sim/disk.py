@@ -10,7 +10,10 @@ import asyncio
 import random
 from collections.abc import Callable
 
+from cluster.ports import StorageFailed
 from node.storage.memory import ForgettingDisk, ForgettingState, MemoryDisk, MemoryFile, MemoryState
+
+LOG = "log/"
 
 
 class Medium:
@@ -23,7 +26,11 @@ class Medium:
         self.sync_s = 10 ** self.chance.uniform(-4.0, -2.3)
         self.slow = 1.0
         self.stalled_until = 0.0
+        self.unreadable_until = 0.0
+        self.refused = False
+        """A read has failed: a node that ends for that keeps the law."""
         self.boots = 1
+        self._appends: dict[str, tuple[int, int]] = {}  # path -> where the last two appends began
 
     def kill(self) -> None:
         self.disk.incarnation += 1
@@ -37,6 +44,12 @@ class Medium:
     def _lose_state(self) -> None:
         """The engine has no log of its own: mostly all since the last flush is gone, unless it flushed by itself."""
         self.state.crash(self.chance, keep=self.chance.random() < 0.4)
+
+    def wipe(self) -> None:
+        """Another disk in its place, with nothing on it. The node is down."""
+        self.disk, self.state = ForgettingDisk(), ForgettingState()
+        self._appends.clear()
+        self.boots += 1
 
     def attach_disk(self, now: Callable[[], float]) -> SimDisk:
         return SimDisk(MemoryDisk(self.disk), self, now)
@@ -52,24 +65,68 @@ class Medium:
 
     def heal(self) -> None:
         self.slow = 1.0
-        self.stalled_until = 0.0
+        self.stalled_until = self.unreadable_until = 0.0
         self.disk.capacity = None
         self.disk.fail_sync_in = None
         self.state.stalled = False
+
+    # -- damage --------------------------------------------------------------------------------------------------------
+
+    def appended(self, path: str, offset: int) -> None:
+        self._appends[path] = (self._appends.get(path, (0, 0))[1], offset)
+
+    def renamed(self, old: str, new: str | None) -> None:
+        """`new` is None when it was removed."""
+        appends = self._appends.pop(old, None)
+        if new is not None and appends is not None:
+            self._appends[new] = appends
+
+    def old_bytes(self, path: str) -> int:
+        """How much of a file of the log is surely older than what a power cut may tear: all of it where two more files follow, else
+        what lies before its last two appends."""
+        newest = sorted(each for each in self.disk.names if each.startswith(LOG))[-2:]
+        size = len(self.disk.names[path].data)
+        return size if path not in newest else min(size, self._appends.get(path, (0, 0))[0])
+
+    def blank(self, path: str, start: int, end: int) -> bool:
+        """These bytes read as zeros, as if never written; False where they did already."""
+        inode = self.disk.names[path]
+        if not any(inode.data[start:end]):
+            return False
+        for target in (inode.data, inode.durable):
+            stop = min(end, len(target))
+            target[start:stop] = bytes(max(0, stop - start))
+        return True
+
+    def check_readable(self, now: float) -> None:
+        if now < self.unreadable_until:
+            self.refused = True
+            raise StorageFailed("read: EIO")
 
 
 class SimFile:
     """A file whose sync takes its time; a process that dies meanwhile leaves open whether it happened."""
 
-    def __init__(self, file: MemoryFile, medium: Medium, now: Callable[[], float]) -> None:
+    def __init__(self, file: MemoryFile, path: str, medium: Medium, now: Callable[[], float]) -> None:
         self._file = file
+        self._path = path
         self._medium = medium
         self._now = now
-        self.append = file.append
-        self.read = file.read
+        self._size = file.size()
         self.size = file.size
         self.truncate = file.truncate
         self.close = file.close
+
+    def append(self, pieces: list[bytes]) -> int:
+        size = self._file.append(pieces)
+        if size > self._size:
+            self._medium.appended(self._path, self._size)
+            self._size = size
+        return size
+
+    def read(self, offset: int, size: int) -> bytes:
+        self._medium.check_readable(self._now())
+        return self._file.read(offset, size)
 
     async def sync(self) -> None:
         await self._medium.work(self._now)
@@ -84,15 +141,23 @@ class SimDisk:
         self.exists = disk.exists
         self.list = disk.list
         self.make_directory = disk.make_directory
-        self.rename = disk.rename
-        self.remove = disk.remove
         self.sync_directory = disk.sync_directory
 
     def create(self, path: str) -> SimFile:
-        return SimFile(self._disk.create(path), self._medium, self._now)
+        return SimFile(self._disk.create(path), path, self._medium, self._now)
 
     def open(self, path: str, *, writable: bool = False) -> SimFile:
-        return SimFile(self._disk.open(path, writable=writable), self._medium, self._now)
+        return SimFile(self._disk.open(path, writable=writable), path, self._medium, self._now)
+
+    def rename(self, old: str, new: str) -> None:
+        self._disk.rename(old, new)
+        if old not in self._medium.disk.names:
+            self._medium.renamed(old, new)
+
+    def remove(self, path: str) -> None:
+        self._disk.remove(path)
+        if path not in self._medium.disk.names:
+            self._medium.renamed(path, None)
 
 
 class SimState:
@@ -107,6 +172,7 @@ class SimState:
         self.scan = state.scan
         self.write = state.write
         self.delete_range = state.delete_range
+        self.scrub = state.scrub
         self.snapshot = state.snapshot
         self.close = state.close
 

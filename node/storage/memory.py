@@ -302,6 +302,10 @@ class MemoryState:
         if self._alive:
             self.medium.undo.clear()
 
+    async def scrub(self, bytes_per_s: int) -> int:
+        """Memory does not rot."""
+        return sum(len(key) + len(value) for key, value in self.medium.pairs.items())
+
     def snapshot(self) -> MemorySnapshot:
         return MemorySnapshot(SortedDict(self.medium.pairs))
 

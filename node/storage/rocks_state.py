@@ -2,23 +2,29 @@
 
 The node's log is the only write-ahead log, so a crash takes the state back to the end of some batch: memtables are
 flushed in order. Writes never wait inside the engine (`no_slowdown`; a stall was measured at seconds with the
-interpreter lock held): `write` answers False, nothing was written, and the caller pushes back. Memory is bounded: two
+interpreter lock held): `write` answers False, nothing was written, and the caller pushes back. Memory is bounded: a few
 memtables, one block cache that also holds indexes and filters, few open files.
+
+Law: what was flipped on disk is never an answer. Every block is checked when it is read, a scan tells damage from its end, and
+from the first damage on every call raises StateDamaged. A node goes on without such a state: `set_aside`, and a new one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import rocksdict
 
-from cluster.ports import StorageFailed
+from cluster.ports import StateDamaged, StorageFailed
 from node.storage.disk import sync_names
 from node.storage.failpoints import failpoint
 from node.storage.identity import STATE, Identity, read_identity
+from node.storage.scrub import Scrub
 
 IDENTITY_KEY = b"\0identity"
 MEMTABLE_BYTES = 16 * 1024 * 1024
@@ -26,11 +32,33 @@ MEMTABLES = 4
 CACHE_BYTES = 48 * 1024 * 1024
 OPEN_FILES_MAX = 128
 STALLED = "Result incomplete"  # how rocksdict says that a write with `no_slowdown` would have had to wait
+DAMAGE = ("Corruption", "No such file or directory")
+"""How it says that a file is not what the engine wrote, or is gone."""
+
+
+def engine_failure(path: Path, what: str, error: Exception) -> StorageFailed:
+    """What an exception of rocksdict means, which raises plain ones."""
+    damaged = isinstance(error, StateDamaged) or any(sign in str(error) for sign in DAMAGE)
+    return (StateDamaged if damaged else StorageFailed)(f"{path}: {what}: {error}")
+
+
+def set_aside(path: Path) -> Path:
+    """Moves a damaged engine's directory out of the way, over an earlier one; where it is now. Durable when it returns."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        if aside.exists():
+            shutil.rmtree(aside)
+        if path.exists():
+            path.rename(aside)
+        sync_names(path.parent)
+    except OSError as error:
+        raise StorageFailed(f"{path}: set aside: {error}") from error
+    return aside
 
 
 class RocksState:
     """The engine in the directory `path`, made if it is missing. ForeignFile when it belongs to another cluster or node or
-    is of a newer format; StorageFailed when it cannot be opened."""
+    is of another format; StateDamaged; StorageFailed when it cannot be opened."""
 
     def __init__(self, path: Path, identity: Identity) -> None:
         self._path = path
@@ -38,14 +66,16 @@ class RocksState:
             path.mkdir(parents=True, exist_ok=True)
             sync_names(path.parent)
             self._engine = rocksdict.Rdict(str(path), options=_options())
-        except Exception as error:  # rocksdict raises plain exceptions
-            raise StorageFailed(f"{path}: {error}") from error
+        except Exception as error:
+            raise engine_failure(path, "open", error) from error
         self._write_options = rocksdict.WriteOptions()
         self._write_options.disable_wal = True
         self._write_options.no_slowdown = True
         self._thread = ThreadPoolExecutor(1, "state-flush")
-        self._failure = ""
+        self._scrub = Scrub(path, self._engine, self._in_thread)
+        self._failure: StorageFailed | None = None
         self._put_off: list[tuple[bytes, bytes]] = []
+        self._open = True
         try:
             self._claim(identity)
         except BaseException:
@@ -61,7 +91,10 @@ class RocksState:
         if next(self.scan(b"", b"\xff" * 8), None) is not None:
             raise StorageFailed(f"{self._path}: holds data but not whose")
         self.write({IDENTITY_KEY: identity.encode(STATE)})
-        self._engine.flush(True)
+        try:
+            self._engine.flush(True)
+        except Exception as error:
+            raise self._failed("flush", error) from error
 
     def get(self, key: bytes) -> bytes | None:
         self._check()
@@ -144,10 +177,20 @@ class RocksState:
         self._check()
         failpoint("flush.before")
         try:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.flush, True)
+            await self._in_thread(self._engine.flush, True)
         except Exception as error:
             raise self._failed("flush", error) from error
         failpoint("flush.after")
+
+    async def _in_thread(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
+
+    async def scrub(self, bytes_per_s: int) -> int:
+        self._check()
+        try:
+            return await self._scrub.run(bytes_per_s)
+        except Exception as error:
+            raise self._failed("scrub", error) from error
 
     def snapshot(self) -> RocksSnapshot:
         self._check()
@@ -155,19 +198,20 @@ class RocksState:
 
     def close(self) -> None:
         """Waits for a flush that runs; does not flush, since what counts is in the log."""
-        self._thread.shutdown(wait=True)
-        if not self._failure:
-            self._failure = f"{self._path}: closed"
-        self._engine.close()
+        if self._open:
+            self._open = False
+            self._thread.shutdown(wait=True)
+            self._failure = self._failure or StorageFailed(f"{self._path}: closed")
+            self._engine.close()
 
     def _check(self) -> None:
-        if self._failure:
-            raise StorageFailed(self._failure)
+        if self._failure is not None:
+            raise type(self._failure)(str(self._failure))
 
     def _failed(self, what: str, error: Exception) -> StorageFailed:
         """From the first failure on nothing is believed any more."""
-        self._failure = self._failure or f"{self._path}: {what}: {error}"
-        return StorageFailed(self._failure)
+        self._failure = self._failure or engine_failure(self._path, what, error)
+        return self._failure
 
 
 class RocksSnapshot:

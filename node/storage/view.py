@@ -35,6 +35,8 @@ from node.storage.layout import (
 )
 from node.storage.snapshot import PAIR, SnapshotSink, SnapshotSource
 
+LOOK_MS = 1000
+
 __all__ = ["CapabilityView", "NodeState", "ShardState", "SnapshotSink", "SnapshotSource", "StateBatch"]
 
 
@@ -275,6 +277,15 @@ class NodeState:
             await self.engine.flush()
             self.durable_applied = applied
         return applied
+
+    async def watch_over(self, limits: Limits) -> None:
+        """For ever: a scrub of the engine, and then a look every now and then whether it has failed, since whoever met the
+        damage may have been a reader that tells nobody. StateDamaged."""
+        while True:
+            await self.engine.scrub(limits.scrub_bytes_per_s)
+            for _ in range(0, limits.scrub_every_ms, LOOK_MS):
+                await asyncio.sleep(LOOK_MS / 1000)
+                self.engine.get(HEADERS[0])
 
     def close(self) -> None:
         self.engine.close()
