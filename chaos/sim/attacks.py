@@ -9,13 +9,15 @@ out changes no other. The other attacks cut a leader off in ways that a random c
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from chaos.sim.cluster import SimCluster
 from chaos.sim.schedule import Fault
+from cluster.types import Role
+from node.replica import Replica
 
-LOOK_S = 0.0003
+LOOK_S = 0.0005
 ARMED_S = 8.0
 """A trap that nothing springs is forgotten after so long."""
 SOON_S = (0.0001, 0.05)
@@ -25,7 +27,7 @@ DRIFT = 0.045
 Event = Callable[[], str | None]
 """Looks once; the host that it happened on, or None."""
 
-ACTIONS = ("kill", "kill", "power", "power", "mute", "mute", "isolate", "strand", "pause", "power-all")
+ACTIONS: Sequence[str] = ("kill", "kill", "power", "power", "mute", "mute", "isolate", "strand", "pause", "power-all")
 
 
 class Means(Protocol):
@@ -33,7 +35,7 @@ class Means(Protocol):
 
     def down(self, name: str | None, how: str, for_s: float) -> str: ...
 
-    def block(self, pairs: list[tuple[str, str]], for_s: float) -> None: ...
+    def block(self, pairs: list[tuple[str, str]], for_s: float) -> Callable[[], None]: ...
 
     def paused(self, name: str | None, for_s: float) -> str: ...
 
@@ -53,10 +55,10 @@ class Attacks:
     # -- traps ---------------------------------------------------------------------------------------------------------
 
     def at_election(self, fault: Fault) -> str:
-        return self._arm(fault, self._election)
+        return self._arm(fault, self._election) + self._provoke(fault)
 
     def at_vote(self, fault: Fault) -> str:
-        return self._arm(fault, self._vote)
+        return self._arm(fault, self._vote) + self._provoke(fault)
 
     def at_commit(self, fault: Fault) -> str:
         return self._arm(fault, self._commit)
@@ -74,13 +76,54 @@ class Attacks:
         """Every fresh leader of one shard, for as long as it lasts."""
         chance, loop = _chance(fault), self._cluster.loop
         until = loop.now + fault.for_s
+        provoked = self._provoke(fault)
 
         def again() -> None:
             if loop.now < until:
                 self._watch(fault, self._election(fault), chance, until, again)
 
         again()
-        return f"a hunt for leaders of shard {self._shard(fault)} for {fault.for_s}"
+        return f"a hunt for leaders of shard {self._shard(fault)} for {fault.for_s}{provoked}"
+
+    def seesaw(self, fault: Fault) -> str:
+        """Each fresh leader of a shard is silenced, early or late, and the one before it set free: two logs grow apart and
+        overtake each other (Raft paper, figure 8)."""
+        chance, loop = _chance(fault), self._cluster.loop
+        until = loop.now + fault.for_s
+        names = list(self._cluster.hosts)
+        free: Callable[[], None] | None = None
+
+        def again(event: Event) -> None:
+            victim = event() if loop.now < until and not self._means.over else ""
+            if victim is None:
+                loop.at(loop.now + LOOK_S, again, event)
+            elif victim:
+                soon = 0.0 if chance.random() < 0.5 else SOON_S[1] * chance.random() ** 2
+                loop.at(loop.now + soon, silence, victim)
+
+        def silence(victim: str) -> None:
+            nonlocal free
+            if self._means.over:
+                return
+            before, free = free, self._means.block([(victim, each) for each in names if each != victim], fault.for_s)
+            if before is not None:
+                before()
+            self._means.tell(fault.kind, f"{victim} is heard by nobody, and who was silenced before it is")
+            again(self._election(fault))
+
+        leader = self._cluster.leader(self._shard(fault))
+        if leader is None:
+            again(self._election(fault))
+        else:
+            silence(leader)
+        return f"a seesaw of leaders of shard {self._shard(fault)} for {fault.for_s}"
+
+    def _provoke(self, fault: Fault) -> str:
+        """Elections that do not come by themselves are brought about."""
+        leader = self._cluster.leader(self._shard(fault))
+        if leader is None or fault.draws[2] < 0.3:
+            return ""
+        return f"; {self._means.down(leader, 'kill', max(0.2, fault.for_s / 2))}"
 
     def _arm(self, fault: Fault, event: Callable[[Fault], Event]) -> str:
         self._watch(fault, event(fault), _chance(fault), self._cluster.loop.now + ARMED_S, lambda: None)
@@ -95,21 +138,24 @@ class Attacks:
             loop.at(loop.now + LOOK_S, self._watch, fault, event, chance, until, then)
             return
         low, high = SOON_S
-        soon = 0.0 if chance.random() < 0.2 else low * (high / low) ** chance.random()
+        soon = 0.0 if chance.random() < 0.4 else low * (high / low) ** chance.random()
         loop.at(loop.now + soon, self._spring, fault, victim, chance, then)
 
     def _spring(self, fault: Fault, victim: str, chance: random.Random, then: Callable[[], None]) -> None:
         if self._means.over:
             return
-        # A hunter lets go soon, so that who was hit can stand again while the others have moved on.
-        for_s = 0.03 * 50 ** chance.random() if fault.kind == "hunt" else fault.for_s
-        told = self._strike(chance.choice(ACTIONS), victim, for_s, chance)
+        actions, for_s = ACTIONS, fault.for_s
+        if fault.kind == "hunt":
+            # It has habits, and lets go soon, so that who was hit can stand again while the others have moved on.
+            actions = ("mute", "mute", ACTIONS[int(fault.draws[0] * len(ACTIONS))], "spare")
+            for_s = 0.1 * 20 ** chance.random()
+        told = self._strike(chance.choice(actions), victim, for_s, chance)
         if told:
             self._means.tell(fault.kind, told)
         then()
 
     def _strike(self, action: str, victim: str, for_s: float, chance: random.Random) -> str:
-        if victim not in self._cluster.up():
+        if action == "spare" or victim not in self._cluster.up():
             return ""
         if action in ("kill", "power"):
             return self._means.down(victim, action, for_s)
@@ -131,28 +177,41 @@ class Attacks:
     # -- events --------------------------------------------------------------------------------------------------------
 
     def _shard(self, fault: Fault) -> int:
-        return int(fault.draws[1] * (self._cluster.shards + 1))
+        """Seldom meta, where little happens."""
+        draw = fault.draws[1] * 8 % 1.0
+        return 0 if draw < 0.05 else 1 + int((draw - 0.05) / 0.95 * self._cluster.shards)
 
     def _host(self, fault: Fault) -> str:
         names = list(self._cluster.hosts)
         return names[int(fault.draws[1] * len(names))]
 
+    def _replicas(self, shard: int) -> Iterator[tuple[str, Replica]]:
+        for name, host in self._cluster.hosts.items():
+            if host.node is not None and (replica := host.node.shards.replicas.get(shard)) is not None:
+                yield name, replica
+
+    def _term(self, shard: int) -> int:
+        return max((replica.core.term for _, replica in self._replicas(shard)), default=0)
+
     def _election(self, fault: Fault) -> Event:
-        cluster, shard = self._cluster, self._shard(fault)
-        before = max((each.core.term for each in cluster.replicas(shard).values()), default=0)
+        shard = self._shard(fault)
+        before = self._term(shard)
 
         def look() -> str | None:
-            leader = cluster.leader(shard)
-            return leader if leader is not None and cluster.replicas(shard)[leader].core.term > before else None
+            for name, replica in self._replicas(shard):
+                core = replica.core
+                if core.term > before and core.role is Role.LEADER:
+                    return name
+            return None
 
         return look
 
     def _vote(self, fault: Fault) -> Event:
-        cluster, shard = self._cluster, self._shard(fault)
-        before = max((each.core.term for each in cluster.replicas(shard).values()), default=0)
+        shard = self._shard(fault)
+        before = self._term(shard)
 
         def look() -> str | None:
-            for name, replica in cluster.replicas(shard).items():
+            for name, replica in self._replicas(shard):
                 core = replica.core
                 if core.term > before and core.vote not in (0, core.replica):
                     return name
@@ -161,15 +220,15 @@ class Attacks:
         return look
 
     def _commit(self, fault: Fault) -> Event:
-        cluster, shard = self._cluster, self._shard(fault)
+        shard = self._shard(fault)
         before: dict[str, int] = {}
 
         def look() -> str | None:
-            leader = cluster.leader(shard)
-            if leader is None:
-                return None
-            index = cluster.replicas(shard)[leader].core.commit_index
-            return leader if index > before.setdefault(leader, index) else None
+            for name, replica in self._replicas(shard):
+                core = replica.core
+                if core.role is Role.LEADER and core.commit_index > before.setdefault(name, core.commit_index):
+                    return name
+            return None
 
         return look
 
@@ -192,13 +251,12 @@ class Attacks:
         return lambda: host if disk.names.keys() != before else None
 
     def _snapshot(self, fault: Fault) -> Event:
-        cluster = self._cluster
+        hosts = self._cluster.hosts
 
         def look() -> str | None:
-            for shard in range(cluster.shards + 1):
-                for name, replica in cluster.replicas(shard).items():
-                    if replica.installing:
-                        return name
+            for name, host in hosts.items():
+                if host.node is not None and any(each.installing for each in host.node.shards.replicas.values()):
+                    return name
             return None
 
         return look

@@ -87,6 +87,7 @@ class SimCluster:
         self.clients: list[Client] = []
         self.client_processes: list[Process] = []
         self._seed = seed
+        self._map: meta_pb2.ShardMap | None = None
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
@@ -217,10 +218,15 @@ class SimCluster:
         }
         return {name: replica for name, replica in found.items() if replica is not None}
 
+    def placed(self, shard: int) -> meta_pb2.Shard:
+        """The shard's row of the newest map that a node which serves knows, or else knew."""
+        maps = [host.node.map.current for host in self.hosts.values() if host.node is not None]
+        self._map = max([*maps, *([self._map] if self._map is not None else [])], key=lambda each: each.epoch)
+        return self._map.shards[shard]
+
     def holders(self, shard: int) -> list[str]:
-        """The nodes that the first map gives a replica; nothing moves them yet."""
-        node = next(host.node for host in self.hosts.values() if host.node is not None)
-        return [each.node for each in node.map.current.shards[shard].replicas]
+        """The nodes that the map gives a replica."""
+        return [each.node for each in self.placed(shard).replicas]
 
     def leader(self, shard: int) -> str | None:
         led = {name: r.core.term for name, r in self.replicas(shard).items() if r.core.role is Role.LEADER}
@@ -233,6 +239,12 @@ class SimCluster:
             name = f"c{at + 1}"
             clock = HostClock(lambda: self.loop.now, offset_s=1000.0 * (at + 1))
             self.client_processes.append(Process(name, clock))
+
+    def open_raw(self, count: int) -> list[Process]:
+        """Processes of callers that are no clients; faults of the network hit them like others."""
+        processes = [Process(f"x{at + 1}", HostClock(lambda: self.loop.now)) for at in range(count)]
+        self.client_processes += processes
+        return processes
 
     async def start_clients(self, deadline_s: float) -> None:
         """Returns when each has a map. TenfoldError."""

@@ -21,13 +21,17 @@ FLOORS = {
     "principal_bytes_max": 128,
     "sessions_max": 12,
     "client_queue_ops_max": 64,
-    "session_expiry_ms": 60_000,
+    "session_expiry_ms": 5_000,
+    "ttl_ms_max": 10_000_000,
     "deadline_ms_max": 600_000,
     "calls_in_flight_max": 24,
     "watches_max": 16,
     "virtual_nodes": 16,
+    "tick_ms": 30,
+    "heartbeat_ticks": 2,
+    "node_heartbeat_ms": 150,
 }
-"""The least value drawn: with less the workload could do nothing, and nothing would be found."""
+"""The least value drawn: with less the workload could do nothing, or the beats of idle nodes would be most of the work."""
 
 DRAWN_SHARE = 0.6
 EAGER = frozenset(

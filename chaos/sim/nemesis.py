@@ -65,12 +65,13 @@ class Nemesis:
         self._cluster.transcript.note("nemesis", f"  {told}")
         self._recorder.record("nemesis", "info", kind, note=told)
 
-    def _later(self, seconds: float, undo: Callable[[], None]) -> None:
+    def _later(self, seconds: float, undo: Callable[[], None]) -> Callable[[], None]:
         self._number += 1
         number = self._number
         self._undo[number] = undo
         loop = self._cluster.loop
         loop.at(loop.now + seconds, self._take_back, number)
+        return lambda: self._take_back(number)
 
     def _take_back(self, number: int) -> None:
         undo = self._undo.pop(number, None)
@@ -153,7 +154,8 @@ class Nemesis:
     def _everybody(self) -> list[str]:
         return [*self._cluster.hosts, *(process.host for process in self._cluster.client_processes)]
 
-    def block(self, pairs: list[tuple[str, str]], for_s: float) -> None:
+    def block(self, pairs: list[tuple[str, str]], for_s: float) -> Callable[[], None]:
+        """Call what is returned to take it back earlier."""
         network = self._cluster.network
         fresh = [pair for pair in pairs if not network.link(*pair).blocked]
         for pair in fresh:
@@ -163,7 +165,7 @@ class Nemesis:
             for pair in fresh:
                 network.unblock(*pair)
 
-        self._later(for_s, undo)
+        return self._later(for_s, undo)
 
     def _cut(self, fault: Fault) -> str:
         """One direction between two nodes."""

@@ -49,6 +49,7 @@ KINDS = (
     Kind("at-roll", 0.5, (0.05, 2.0)),
     Kind("at-snapshot", 0.7, (0.05, 2.0)),
     Kind("hunt", 0.4, (1.0, 6.0)),
+    Kind("seesaw", 0.4, (2.0, 8.0)),
     Kind("strand", 1.0, (0.1, 5.0)),
     Kind("old-leader", 0.7, (0.5, 6.0)),
     Kind("slow-answers", 0.7, (0.1, 4.0)),

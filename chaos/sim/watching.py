@@ -84,7 +84,7 @@ class Watcher:
 
     def check(self, operations: list[Operation]) -> list[str]:
         """Every acknowledged write of the history against what was told."""
-        wrong = list(self.breaches)
+        wrong: list[str] = []
         for each in operations:
             if not (each.writes and each.type == "ok") or self._may_miss(each.key, each.version or 0):
                 continue

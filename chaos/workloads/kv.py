@@ -115,6 +115,7 @@ class KvWorkload:
         ]
         self._stopped = asyncio.Event()
         self._processes = 0
+        self.quiet_until = 0.0  # by the loop's clock: until then nobody begins anything
         self.answers: dict[EventType, int] = {"ok": 0, "fail": 0, "info": 0}
 
     @property
@@ -154,7 +155,8 @@ class KvWorkload:
     def _store(self, at: int) -> Store:
         return self._stores[at % len(self._stores)]
 
-    def _next_process(self) -> int:
+    def new_process(self) -> int:
+        """A process number nobody has used."""
         self._processes += 1
         return self._processes
 
@@ -162,10 +164,10 @@ class KvWorkload:
         """One logical client: an operation at a time, under a new process number after each unknown outcome."""
         chance = random.Random(f"{self._seed}/{name}")
         loop = asyncio.get_running_loop()
-        process, number = self._next_process(), 0
+        process, number = self.new_process(), 0
         own: dict[str, int] = {}
         due = loop.time() + chance.uniform(0, pause_s)
-        while not await self._stopped_within(due - loop.time()):
+        while not await self.stopped_within(due - loop.time()):
             number += 1
             key = lane.take()
             answer = await self._operate(process, lane, key, f"{name}.{number}", own.get(key, 0), store, chance)
@@ -174,10 +176,11 @@ class KvWorkload:
                 own = {key: answer.version}
                 lane.saw(key, answer.version)
             if answer.type == "info":
-                process = self._next_process()
-            due = max(due + pause_s * chance.uniform(0.5, 1.5), loop.time())
+                process = self.new_process()
+            due = max(due + pause_s * chance.uniform(0.5, 1.5), loop.time(), self.quiet_until)
 
-    async def _stopped_within(self, seconds: float) -> bool:
+    async def stopped_within(self, seconds: float) -> bool:
+        """Waits so long, or until `stop` was called: then True."""
         if seconds <= 0:
             await asyncio.sleep(0)
             return self._stopped.is_set()
@@ -198,6 +201,23 @@ class KvWorkload:
         if draw < self._options.cas_percent + self._options.get_percent:
             return await self._get(process, lane.shard, key, store)
         return await self._put(process, lane.shard, key, value, store)
+
+    async def operate(self, process: int, shard: int, f: str, value: str, store: Store) -> Answer | None:
+        """One operation of somebody else on the active key of `shard`, on record like all others; None where there is no key."""
+        lane = self._lanes[shard - 1]
+        if not lane.used:
+            return None
+        key = lane.used[-1]
+        if f == "get":
+            answer = await self._get(process, shard, key, store)
+        elif f == "cas":
+            answer = await self._cas(process, shard, key, value, lane.latest(key), store)
+        else:
+            answer = await self._put(process, shard, key, value, store)
+        self.answers[answer.type] += 1
+        if answer.version is not None:
+            lane.saw(key, answer.version)
+        return answer
 
     async def _put(self, process: int, shard: int, key: str, value: str, store: Store) -> Answer:
         self._recorder.record(process, "invoke", "put", key=key, value=value, shard=shard)
@@ -243,7 +263,7 @@ class KvWorkload:
         unread = 0
         for shard, key in left:
             for _ in range(FINAL_ATTEMPTS):
-                answer = await self._get(self._next_process(), shard, key, store, final=True)
+                answer = await self._get(self.new_process(), shard, key, store, final=True)
                 if answer.type == "ok":
                     break
             else:
