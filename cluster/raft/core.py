@@ -270,6 +270,11 @@ class RaftCore(State):
         assert self.peers == tuple(each for each in self.configuration.members if each != self.replica)
         if self.role is Role.LEADER:
             self._check_progress()
+        else:
+            assert not (self.voter_progress or self.outgoing_progress or self.departed), (
+                "who does not lead tracks nobody"
+            )
+            assert self.settle_index == NEVER and not self.replicate_due and not self.round_due
 
     def _check_progress(self) -> None:
         log = self.log

@@ -86,6 +86,8 @@ def _elect(state: State, *, transfer: bool) -> None:
 def _ask(state: State, kind: int, term: int, *, transfer: bool) -> None:
     log = state.log
     for peer in state.peers:
+        if not state.configuration.votes(peer):
+            continue
         send(state, Message(kind, state.replica, peer, term, log.last_index, log.last_term, flag=transfer))
     _count(state, state.replica, True)
 

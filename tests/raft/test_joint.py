@@ -365,6 +365,33 @@ def test_a_read_is_answered_when_nobody_is_left_to_confirm_it() -> None:
     assert core.alone and [(read.context, read.index) for read in solo.ready().read_states] == [(4, 2)]
 
 
+def test_a_leader_that_will_be_the_only_voter_still_asks_the_others() -> None:
+    """Until the joint configuration is left a majority of the old one counts as well."""
+    solo = leading(Configuration((1, 2, 3)))
+    core = solo.core
+    core.propose_configuration(Configuration((1,), (), (1, 2, 3)))
+    solo.sync()
+    core.tick(core.settings.lease_ticks)
+    core.tick()
+    core.read_index(4)
+    assert not core.alone and not solo.ready().read_states and core.lease_read_index() is None
+
+
+def test_a_leader_that_was_alone_steps_down_without_its_new_voter() -> None:
+    """Check-quorum (thesis 6.2) begins to count for it like for any other leader."""
+    cluster = Cluster(1)
+    leader = cluster.elect(1)
+    cluster.run(50)
+    cluster.grow()
+    cluster.isolate(2)
+    assert leader.propose(b"keeps it awake")
+    cluster.run(20)
+    cluster.become(1, 2)
+    assert leader.core.role is Role.LEADER
+    cluster.run(cluster.settings.election_ticks_min + 1)
+    assert leader.core.role is not Role.LEADER
+
+
 def test_a_single_voter_becomes_two_and_one_again() -> None:
     cluster = Cluster(1)
     leader = cluster.elect(1)

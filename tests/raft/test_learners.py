@@ -68,6 +68,11 @@ def test_learners_confirm_no_read_and_give_no_lease() -> None:
     assert [(read.context, read.index) for read in solo.ready().read_states] == [(7, 2)]
 
 
+def test_learners_are_not_asked_for_votes() -> None:
+    sent = Solo(1, configuration=Configuration((1, 2), (4,), (1, 3))).time_out()
+    assert [each.receiver for each in sent] == [2, 3]
+
+
 def test_a_learners_vote_is_not_counted() -> None:
     """It may give one, as a candidate may know of a promotion that it has not heard of; that candidate counts it."""
     solo = Solo(1, configuration=Configuration((1, 2, 3, 5), (4,)))

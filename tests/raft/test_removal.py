@@ -6,16 +6,17 @@ import pytest
 
 from cluster.raft.configuration import Configuration
 from cluster.raft.messages import MessageKind
+from cluster.raft.progress import ProgressState
 from cluster.types import Role
-from tests.raft.network import Cluster
+from tests.raft.network import Cluster, entry
 from tests.raft.solo import Solo, config, entries, of
 
 JOINT = Configuration((2, 3, 4), (), (1, 2, 3), 2)
 
 
-def leaving() -> Solo:
+def leaving(**settings: int) -> Solo:
     """Replica 1 leads and has left the joint configuration, at index 3, for one without itself."""
-    solo = Solo(1, configuration=Configuration((1, 2, 3), (4,), (), 1), commit=1, applied=1)
+    solo = Solo(1, configuration=Configuration((1, 2, 3), (4,), (), 1), commit=1, applied=1, **settings)
     solo.become_leader()
     for peer in (2, 3, 4):
         solo.acknowledge(peer)
@@ -46,7 +47,9 @@ def test_a_leader_steps_down_when_the_configuration_without_it_is_committed() ->
     """Thesis 4.2.2, and it lets the others know first; the most advanced of them need not wait for a timeout (3.10)."""
     solo = leaving()
     solo.core.read_index(8)
-    solo.acknowledge(2)
+    solo.core.propose([entry(b"not committed")])
+    solo.acknowledge(2, index=4)
+    solo.core.propose([entry(b"not even sent")])
     solo.core.step(solo.message(MessageKind.APPEND_REPLY, 4, index=4, context=solo.core.progress[4].sent))
     core = solo.core
     assert core.role is Role.FOLLOWER and core.commit_index == 4 and core.leader == 0
@@ -56,7 +59,31 @@ def test_a_leader_steps_down_when_the_configuration_without_it_is_committed() ->
     assert {each.receiver for each in of(sent, MessageKind.APPEND) if each.commit == 4} >= {2, 4}
     (now,) = of(sent, MessageKind.TIMEOUT_NOW)
     assert now.receiver in (2, 4) and sent[-1] is now
+    solo.persist()
     assert not core.has_ready()
+    core.check_invariants()
+
+
+def test_a_leader_that_stepped_down_has_nothing_more_to_send() -> None:
+    """Also when more waits than it could tell the others at last."""
+    solo = leaving(append_entries_max=1, inflight_messages_max=1)
+    solo.core.propose([entry(b"one"), entry(b"two")])
+    for peer in (2, 4):
+        solo.core.step(solo.message(MessageKind.APPEND_REPLY, peer, index=4, context=solo.core.progress[peer].sent))
+    assert solo.core.role is Role.FOLLOWER
+    solo.sync()
+    solo.core.check_invariants()
+    assert not solo.core.has_ready()
+
+
+def test_a_leader_that_is_deposed_first_forgets_whom_it_removed() -> None:
+    solo = Solo(1, configuration=Configuration((1, 2, 3), (4,), (), 1), commit=1, applied=1)
+    solo.become_leader()
+    solo.acknowledge(2)
+    solo.core.propose_configuration(Configuration((1, 2, 3), (), (), 2))
+    assert [member for member, _ in solo.core.departed] == [4]
+    solo.step(MessageKind.HEARTBEAT, 2, term=9)
+    solo.core.check_invariants()
 
 
 def test_who_is_removed_follows_and_is_quiet() -> None:
@@ -211,17 +238,20 @@ def test_a_learner_that_is_removed_is_told() -> None:
     assert not leader.core.departed
 
 
-def test_who_left_gets_no_more_than_the_change_that_removed_it() -> None:
-    """What it would need is a snapshot, or a probe: it may be gone."""
-    cluster = Cluster(3)
+@pytest.mark.parametrize("probing", [True, False])
+def test_who_left_gets_no_more_than_the_change_that_removed_it(probing: bool) -> None:
+    """What it would need is a probe, or a snapshot: it may be gone."""
+    cluster = Cluster(3, inflight_messages_max=1)
     leader = cluster.elect(1)
     (learner,) = cluster.grow()
     cluster.run(3)
     cluster.isolate(learner)
     for number in range(9):
         assert leader.propose(bytes([number]))
-    cluster.settle()
-    leader.core.peer_reconnected(learner)
+        cluster.settle()
+    if probing:
+        leader.core.peer_reconnected(learner)
+    assert (leader.core.progress[learner].state is ProgressState.PROBE) is probing
     leader.compact(leader.core.applied_index)
     cluster.heal()
     sent = []
