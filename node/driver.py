@@ -80,6 +80,7 @@ class Driver:
 
     async def run(self) -> None:
         """For ever."""
+        pause_ms = self._limits.driver_ms
         try:
             while True:
                 if not self._meta.term:
@@ -87,7 +88,9 @@ class Driver:
                     await self._close_all_but(())
                     await self._meta.changed()
                     continue
-                await self._rest(await self._look())
+                # First a pause, also for a new leader: its peers' heartbeats say who is quarantined.
+                await self._rest(pause_ms)
+                pause_ms = await self._look() if self._meta.term else self._limits.driver_ms
         finally:
             await self._close_all_but(())
 

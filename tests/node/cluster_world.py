@@ -29,8 +29,8 @@ from node.transport.server import Server
 from proto.gen import entry_pb2, kv_pb2, meta_pb2, node_pb2
 
 CLUSTER_ID = bytes(range(16))
-FAST = replace(DEFAULT, tick_ms=20, node_heartbeat_ms=100, prefer_after_ms=400)
-"""Elections within half a second, for tests with many of them."""
+FAST = replace(DEFAULT, tick_ms=20, node_heartbeat_ms=100, prefer_after_ms=400, driver_ms=3_600_000)
+"""Elections within half a second, for tests with many of them. The placement driver sleeps: they do its work by hand."""
 RETRY = {Code.NOT_LEADER, Code.UNAVAILABLE, Code.OVERLOADED, Code.UNKNOWN_OUTCOME, Code.SHUTTING_DOWN}
 
 
