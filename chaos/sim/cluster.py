@@ -31,11 +31,14 @@ from node.config import MemberConfig, NodeConfig
 from node.replica import Replica
 from node.storage.identity import Identity, Sealed
 from proto.gen import meta_pb2
+from proto.gen.meta_pb2 import Replica as Stage
 
 CLUSTER_ID = bytes(range(16))
 FIRST_PORT = 7400
 START_AGAIN_S = 0.3
 """After a node ended by itself, its supervisor starts it again."""
+REPLACE_S = 2.0
+"""And so long after it has refused to start on a damaged disk, somebody gives it an empty one."""
 
 LOOK_S = (0.0, 0.0, 0.00002, 0.0004)
 """What one look at the clock costs a node; drawn for each host."""
@@ -58,6 +61,10 @@ class Host:
         self.moves = 0
         self.excused = False
         """Its disk was told to fail: a node that stops for that keeps the law."""
+        self.lived = False
+        """It has served: its launcher knows, whatever its disk says."""
+        self.damaged_life: int | None = None
+        """In which life something on its disk was destroyed; None while it counts as whole."""
 
 
 class SimCluster:
@@ -108,6 +115,7 @@ class SimCluster:
             node = Node(self._config(host), self._ports(host), self.limits)
             await node.start()
             host.node = node
+            host.lived = True
             self.oracles.born(node)
             self.transcript.note(host.name, "serves")
             failure = await node.stopped
@@ -123,16 +131,31 @@ class SimCluster:
         if isinstance(failure, DiskFull):  # no reason to end for a node that serves
             excused = host.node is None
         else:
-            excused = isinstance(failure, StorageFailed) and host.excused
+            refused = host.node is None and host.damaged_life is not None
+            excused = isinstance(failure, StorageFailed) and (host.excused or host.medium.refused or refused)
         if failure is not None and not excused:
             self.oracles.breach(f"{host.name} ended by itself: {failure!r}\n{told}")
         if isinstance(failure, StorageFailed):
-            host.excused = False
+            given_up = host.node is None and not host.excused and not host.medium.refused
+            host.excused = host.medium.refused = False
+        else:
+            given_up = False
         self.end(host.name, "exit")
-        self.loop.at(self.loop.now + START_AGAIN_S, self._start_again, host.name, host.lives)
+        if given_up and host.damaged_life is not None:
+            self.loop.at(self.loop.now + REPLACE_S, self._replace_disk, host.name, host.lives)
+        else:
+            self.loop.at(self.loop.now + START_AGAIN_S, self._start_again, host.name, host.lives)
 
     def _start_again(self, name: str, life: int) -> None:
         if self.hosts[name].process is None and self.hosts[name].lives == life:
+            self.boot(name)
+
+    def _replace_disk(self, name: str, life: int) -> None:
+        """Its operator has read why it refuses to start."""
+        host = self.hosts[name]
+        if host.process is None and host.lives == life:
+            host.medium.wipe()
+            self.transcript.note(name, "is given an empty disk")
             self.boot(name)
 
     def _config(self, host: Host) -> NodeConfig:
@@ -144,6 +167,7 @@ class SimCluster:
             shards=self.shards,
             replication_factor=self.replication_factor,
             members=self.members,
+            born=host.lived,
         )
 
     def _ports(self, host: Host) -> Ports:
@@ -227,6 +251,16 @@ class SimCluster:
     def holders(self, shard: int) -> list[str]:
         """The nodes that the map gives a replica."""
         return [each.node for each in self.placed(shard).replicas]
+
+    def sides(self, shard: int) -> list[set[str]]:
+        """The nodes of which a majority is needed, one set for each list of voters that may be in force now: what the map wants and
+        what it wants to leave, and what the replicas that run believe."""
+        rows = self.placed(shard).replicas
+        found = [{row.node for row in rows if row.stage != going} for going in (Stage.LEARNER, Stage.LEAVING)]
+        for replica in self.replicas(shard).values():
+            for side in (replica.core.configuration.voters, replica.core.configuration.outgoing):
+                found.append({replica.node_of[each] for each in side if each in replica.node_of})
+        return [side for side in found if side]
 
     def leader(self, shard: int) -> str | None:
         led = {name: r.core.term for name, r in self.replicas(shard).items() if r.core.role is Role.LEADER}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from chaos.history import Recorder
 from chaos.sim.attacks import Attacks
 from chaos.sim.cluster import SimCluster
+from chaos.sim.damage import Damage
 from chaos.sim.schedule import Fault
 
 SLOW_FACTOR = 100.0
@@ -24,6 +25,7 @@ class Nemesis:
         self._undo: dict[int, Callable[[], None]] = {}
         self._number = 0
         self._attacks = Attacks(cluster, self)
+        self.damage = Damage(cluster, self)
 
     @property
     def over(self) -> bool:
@@ -53,7 +55,7 @@ class Nemesis:
         if self._healed:
             return
         name = fault.kind.replace("-", "_")
-        action = getattr(self, "_" + name, None) or getattr(self._attacks, name)
+        action = getattr(self, "_" + name, None) or getattr(self.damage, name, None) or getattr(self._attacks, name)
         self._cluster.transcript.note("nemesis", f"{fault.kind} {fault.for_s}")
         told = action(fault)
         if told:
@@ -286,6 +288,15 @@ class Nemesis:
         host.medium.disk.fail_sync_in = 1 + int(fault.draws[2] * 20)
         host.excused = True
         return f"a sync of {name} will fail"
+
+    def _unreadable(self, fault: Fault) -> str:
+        """Reads fail for a while, which a node notices when it starts."""
+        name = self._node(fault)
+        if name is None:
+            return ""
+        self._cluster.hosts[name].medium.unreadable_until = self._cluster.loop.now + fault.for_s
+        how = self.down(name, "kill", fault.for_s / 2) if fault.draws[1] < 0.8 else ""
+        return f"the disk of {name} cannot be read for {fault.for_s}; {how}"
 
     def _clock_jump(self, fault: Fault) -> str:
         name = self._node(fault)

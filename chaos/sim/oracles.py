@@ -38,6 +38,8 @@ class Oracles:
         self.nodes: dict[str, Node] = {}
         self.logs = Logs(self.breach)
         self.promises = Promises(self.breach)
+        self.damaged_hosts: dict[str, None] = {}
+        """Where something was destroyed on purpose, and is not whole again: there replicas may be quarantined."""
         self._watched: dict[Replica, None] = {}
         self._leaders: dict[tuple[int, int], int] = {}  # (shard, term) -> replica
         self._applied: dict[tuple[int, int], tuple[int, int]] = {}  # (shard, index) -> term, hash of the entry
@@ -145,7 +147,7 @@ class Oracles:
     def look(self, *, thorough: bool) -> None:
         """Between two callbacks; `thorough` costs the size of the state."""
         for name, node in self.nodes.items():
-            for shard, reason in node.shards.quarantined.items():
+            for shard, reason in node.shards.quarantined.items() if name not in self.damaged_hosts else ():
                 self.breach(f"{name} has quarantined shard {shard}, and nothing was damaged: {reason}")
             for replica in list(node.shards.replicas.values()):
                 if replica not in self._watched:

@@ -24,7 +24,7 @@ from chaos.sim.schedule import NAMES, Fault, draw_schedule
 from chaos.sim.tastes import taste_of
 from chaos.sim.transcript import Transcript
 from cluster.limits import DEFAULT
-from cluster.ring.shard_map import first_map
+from proto.gen.meta_pb2 import Replica
 
 LOOK_S = 0.05
 THOROUGH_EVERY = 10
@@ -215,12 +215,13 @@ class Run:
         """Ends random nodes until no more can be missed, and starts the others."""
         cluster = self.cluster
         names = list(cluster.hosts)
-        placed = self._placement()
+        good = set(names) - set(self.nemesis.damage.damaged())
+        sides = [side for shard in range(cluster.shards + 1) for side in cluster.sides(shard)]
         self.chance.shuffle(names)
         core = set(names)
         for name in names:
             left = core - {name}
-            if all(2 * len(left & set(nodes)) > len(nodes) for nodes in placed):
+            if all(2 * len(left & good & side) > len(side) for side in sides):
                 core = left
         for name in cluster.hosts:
             if name not in core:
@@ -229,12 +230,6 @@ class Run:
                 cluster.boot(name)
         self.transcript.note("run", f"healed: {sorted(core)}")
         return sorted(core)
-
-    def _placement(self) -> list[list[str]]:
-        cluster = self.cluster
-        members = [(each.node, each.address, each.zone) for each in cluster.members]
-        placed = first_map(bytes(16), members, cluster.shards, cluster.replication_factor)
-        return [[replica.node for replica in shard.replicas] for shard in placed.shards]
 
     async def _converge(self, names: list[str], looking: asyncio.Task[None]) -> None:
         """Returns when every shard's replicas on `names` follow one leader and have applied its last entry."""
@@ -254,17 +249,22 @@ class Run:
                 return f"{name} does not serve"
             if node.shards.quarantined:
                 return f"{name} has quarantined {node.shards.quarantined}"
-        for shard, nodes in enumerate(self._placement()):
+        for shard in range(cluster.shards + 1):
             leader = cluster.leader(shard)
             if leader is None:
                 return f"shard {shard} has no leader"
             replicas = cluster.replicas(shard)
             led = replicas[leader].core
-            for name in [each for each in nodes if each in names]:
-                core = replicas[name].core
+            for row in cluster.placed(shard).replicas:
+                if row.node not in names or row.stage != Replica.VOTER:
+                    continue
+                replica = replicas.get(row.node)
+                if replica is None or replica.core.replica != row.id:
+                    return f"{row.node} has no replica {row.id} of shard {shard}"
+                core = replica.core
                 if core.term != led.term or core.leader != led.replica or core.applied_index + 200 < led.commit_index:
-                    return f"{name} is at {core.term}/{core.applied_index} of shard {shard}, {leader} at {led.term}/{led.commit_index}"
-        return ""
+                    return f"{row.node} is at {core.term}/{core.applied_index} of shard {shard}, {leader} at {led.term}/{led.commit_index}"
+        return f"{damaged} are not whole" if (damaged := set(names) & set(self.nemesis.damage.damaged())) else ""
 
 
 def run_seed(options: Options) -> SeedResult:

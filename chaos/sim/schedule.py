@@ -7,6 +7,7 @@ then. So a fault can be left out without changing any other, and a schedule can 
 from __future__ import annotations
 
 import random
+from types import MappingProxyType
 from typing import NamedTuple
 
 from chaos.sim.tastes import taste_of
@@ -39,6 +40,7 @@ KINDS = (
     Kind("stall-state", 1.0, (0.1, 3.0)),
     Kind("full-disk", 0.7, (0.2, 3.0)),
     Kind("failed-sync", 0.5, (0.05, 2.0)),
+    Kind("unreadable", 0.5, (0.05, 2.0)),
     Kind("clock-jump", 0.5, (0.0, 0.0)),
     Kind("clock-rate", 1.0, (0.0, 0.0)),
     Kind("move", 0.7, (0.05, 2.0)),
@@ -54,7 +56,16 @@ KINDS = (
     Kind("old-leader", 0.7, (0.5, 6.0)),
     Kind("slow-answers", 0.7, (0.1, 4.0)),
 )
+DAMAGE = (
+    Kind("flip", 3.0, (0.05, 2.0)),
+    Kind("stale-block", 2.0, (0.05, 2.0)),
+    Kind("flip-sealed", 1.0, (0.05, 2.0)),
+    Kind("wipe", 2.0, (0.05, 3.0)),
+)
+"""What destroys a copy (`damage.py`)."""
 NAMES = tuple(kind.name for kind in KINDS)
+GROUPS = MappingProxyType({"all": NAMES, "none": (), "damage": tuple(kind.name for kind in DAMAGE)})
+KNOWN = (*NAMES, *GROUPS["damage"])
 
 
 class Fault(NamedTuple):
@@ -71,7 +82,7 @@ def draw_schedule(seed: int, duration_s: float, kinds: tuple[str, ...] = NAMES) 
     some kinds, drawn at random."""
     chance = random.Random(f"{seed}/faults")
     taste = taste_of(seed)
-    used = [kind for kind in KINDS if kind.name in kinds]
+    used = [kind for kind in (*KINDS, *DAMAGE) if kind.name in kinds]
     weights = [taste.weight(kind.name, kind.weight) * chance.choice((0.0, 0.3, 1.0, 1.0, 3.0)) for kind in used]
     if not any(weights):
         weights = [kind.weight for kind in used]
