@@ -8,7 +8,7 @@ when the leader is deposed, and when the node stops. The frozen state is let go 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
 import structlog
@@ -38,44 +38,26 @@ log = structlog.get_logger("snapshots")
 
 
 class Sending:
-    """One frozen state on its way to one follower, in chunks as `SnapshotSource` gives them."""
+    """One frozen state on its way to one follower, in chunks as `SnapshotSource` gives them, as long as `check` lets it."""
 
-    def __init__(
-        self, replica: Replica, message: Message, header: peer_pb2.SnapshotHeader, source: SnapshotSource
-    ) -> None:
+    def __init__(self, header: peer_pb2.SnapshotHeader, source: SnapshotSource, check: Callable[[], None]) -> None:
         self.header = header
-        self._replica = replica
-        self._message = message
-        self._source = source
+        self.source = source
+        self.check = check
         self.seek = source.seek
         self.settle = source.settle
-        self.close = source.close
 
     @property
     def number(self) -> int:
-        return self._source.number
-
-    @property
-    def settled(self) -> int:
-        return self._source.settled
+        return self.source.number
 
     @property
     def digest(self) -> int:
-        return self._source.digest
+        return self.source.digest
 
     async def read(self) -> bytes | None:
         self.check()
-        return await self._source.read()
-
-    def check(self) -> None:
-        """TenfoldError when nobody wants it any more: it was asked for in a term that has passed, or the follower is gone
-        or got what it lacked in another way."""
-        core = self._replica.core
-        if core.role is not Role.LEADER or core.term != self._message.term:
-            raise TenfoldError(Code.NOT_LEADER)
-        progress = core.progress.get(self._message.receiver)
-        if progress is None or progress.state is not ProgressState.SNAPSHOT:
-            raise TenfoldError(Code.WRONG_SHARD, "the follower does not wait for it any more")
+        return await self.source.read()
 
 
 class Snapshots:
@@ -139,7 +121,7 @@ class Snapshots:
             try:
                 reply = await self._deliver(sending, node)
             finally:
-                sending.close()
+                sending.source.close()
             ok = reply.accepted
             if ok:
                 self.sent += 1
@@ -163,8 +145,7 @@ class Snapshots:
                 return
             if self._pump.batch_pending:
                 raise TenfoldError(Code.OVERLOADED, "the state engine stalls")
-            if replica.core.role is not Role.LEADER or replica.core.term != message.term:
-                raise TenfoldError(Code.NOT_LEADER)  # it was asked for in a term that has passed
+            self._check_leader(replica, message)
             point = replica.core.snapshot_point()
             message.index, message.log_term, message.configuration = point.index, point.term, point.configuration
             header = peer_pb2.SnapshotHeader(
@@ -172,16 +153,31 @@ class Snapshots:
                 time_ms=replica.applier.time_ms,
                 id=self._next_id(),
             )
-            frozen.append(Sending(replica, message, header, replica.state.snapshot()))
+            frozen.append(Sending(header, replica.state.snapshot(), lambda: self._check(replica, message)))
 
         try:
             await self._pump.exclusively(job)
         except asyncio.CancelledError:
             wanted = False
             for sending in frozen:
-                sending.close()
+                sending.source.close()
             raise
         return frozen[0]
+
+    def _check_leader(self, replica: Replica, message: Message) -> None:
+        """TenfoldError when the snapshot was asked for in a term that has passed, or the replica is gone."""
+        core = replica.core
+        if self._pump.replicas.get(replica.shard) is not replica:
+            raise TenfoldError(Code.WRONG_SHARD, "the replica is no longer here")
+        if core.role is not Role.LEADER or core.term != message.term:
+            raise TenfoldError(Code.NOT_LEADER)
+
+    def _check(self, replica: Replica, message: Message) -> None:
+        """TenfoldError also when the follower is gone, or got what it lacked in another way."""
+        self._check_leader(replica, message)
+        progress = replica.core.progress.get(message.receiver)
+        if progress is None or progress.state is not ProgressState.SNAPSHOT:
+            raise TenfoldError(Code.WRONG_SHARD, "the follower does not wait for it any more")
 
     def _next_id(self) -> int:
         """No other snapshot of this node has or had it, at whatever start."""
@@ -194,14 +190,14 @@ class Snapshots:
         patience_s = self._limits.snapshot_resume_ms / 1000
         give_up_at, failures = loop.time() + patience_s, 0
         while True:
-            stood = sending.settled
+            stood = sending.source.settled
             try:
                 return await self._peers.send_snapshot(node, sending.header, sending)
             except (ChannelBroken, TimeoutError, TenfoldError) as error:
                 if isinstance(error, TenfoldError) and error.code not in AGAIN:
                     raise
                 problem = error
-            if sending.settled != stood:
+            if sending.source.settled != stood:
                 give_up_at, failures = loop.time() + patience_s, 0
             while True:
                 pause_s = PAUSES_S[min(failures, len(PAUSES_S) - 1)]
@@ -212,7 +208,7 @@ class Snapshots:
                 sending.check()
                 if self._active <= self._limits.snapshots_sending_max:
                     break
-            log.info("snapshot goes on", to=node, chunk=sending.settled, after=str(problem))
+            log.info("snapshot goes on", to=node, chunk=sending.source.settled, after=str(problem))
 
     async def _pause(self, seconds: float) -> None:
         """Leaves the place to another sending meanwhile."""

@@ -37,7 +37,7 @@ async def one_falls_behind(world: ClusterWorld) -> tuple[Node, str]:
 async def every(sending: Sending) -> list[peer_pb2.SnapshotChunk]:
     """All chunks that a sender would send, whatever its core thinks."""
     chunks = []
-    source = sending._source
+    source = sending.source
     while (pairs := await source.read()) is not None:
         chunks.append(peer_pb2.SnapshotChunk(number=source.number - 1, pairs=pairs, crc=zlib.crc32(pairs)))
     return [*chunks, peer_pb2.SnapshotChunk(number=source.number, last=True, digest=source.digest)]
@@ -87,7 +87,7 @@ async def test_an_install_whose_sender_died_is_not_mixed_with_the_next() -> None
         message = Message(MessageKind.SNAPSHOT, sender.core.replica, replica.core.replica, sender.core.term)
         sending = await leader.snapshots._freeze(sender, message)
         header, chunks = sending.header, await every(sending)
-        sending.close()
+        sending.source.close()
 
         async def answers() -> list[peer_pb2.SnapshotReply]:
             arriving = Arriving(stream_of(chunks), SHORT_LOGS)
