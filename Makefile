@@ -76,14 +76,17 @@ golden: $(READY) ## rewrites the Raft transcripts; commit them only once underst
 chaos: $(READY) ## one experiment: kills under load, one minute, judged
 	@$(BIN)/tenfold chaos run kill
 
-chaos-night: $(READY) ## ten experiments, ten seeds; all are run, one bad verdict fails
-	@bad=0; for seed in $(SEEDS); do \
-	  echo "chaos: seed $$seed"; \
-	  $(BIN)/tenfold chaos run kill --nodes 5 --duration 60s --seed $$seed --out build/chaos/seed-$$seed || { echo "chaos: seed $$seed ended $$?" >&2; bad=1; }; \
-	done; exit $$bad
+chaos-night: $(READY) ## kills and changing members, ten seeds each, and ten rolling restarts; one bad verdict fails
+	@bad=0; one() { echo "chaos: $$*"; $(BIN)/tenfold chaos run "$$@" || { echo "chaos: $$* ended $$?" >&2; bad=1; }; }; \
+	for seed in $(SEEDS); do \
+	  one kill --nodes 5 --duration 60s --seed $$seed --out build/chaos/seed-$$seed; \
+	  one members --nodes 3 --duration 60s --seed $$seed --out build/chaos/members-$$seed; \
+	done; \
+	one rolling --nodes 3 --rounds 10 --out build/chaos/rolling; exit $$bad
 
-bench: $(READY) ## replication factor, callers and batches; a table and an SVG in build/bench
+bench: $(READY) ## replication factor, callers and batches, a node that joins; tables and an SVG in build/bench
 	@$(BIN)/tenfold bench replication --out build/bench
+	@$(BIN)/tenfold bench move --out build/bench
 
 clean: ## removes what this file built (.venv, caches, build); clusters' data stays
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -30,6 +30,7 @@ Seed = Annotated[int | None, typer.Option(help="Gives the same load and plan aga
 Out = Annotated[Path | None, typer.Option(help="Directory for what the run leaves; build/chaos/… by default.")]
 Replicas = Annotated[int, typer.Option(help="Replicas of each shard.")]
 Shards = Annotated[int, typer.Option(help="How many shards.")]
+Rounds = Annotated[int, typer.Option(help="So many rounds, whatever the duration.", min=0)]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as one JSON document.")]
 
 
@@ -64,7 +65,8 @@ def run_kill(
 @run_app.command("members")
 def run_members(
     nodes: Annotated[int, typer.Option(help="How many nodes at first, and at the end.")] = 3,
-    duration: Annotated[str, typer.Option(help="So long rounds are begun, such as 60s; one at least.")] = "60s",
+    duration: Annotated[str, typer.Option(help="Rounds begin for so long, such as 60s; one at least.")] = "60s",
+    rounds: Rounds = 0,
     seed: Seed = None,
     out: Out = None,
     replicas: Replicas = 3,
@@ -76,13 +78,14 @@ def run_members(
     A round: two nodes join and get their share; one is killed, its folder removed, and its replicas are rebuilt elsewhere; another is
     drained; both leave. Exit codes as of `chaos run kill`.
     """
-    _run("members", nodes, replicas, shards, duration, seed, out, json)
+    _run("members", nodes, replicas, shards, duration, seed, out, json, rounds)
 
 
 @run_app.command("rolling")
 def run_rolling(
     nodes: Annotated[int, typer.Option(help="How many nodes.")] = 3,
-    duration: Annotated[str, typer.Option(help="So long rounds are begun, such as 60s; one at least.")] = "60s",
+    duration: Annotated[str, typer.Option(help="Rounds begin for so long, such as 60s; one at least.")] = "60s",
+    rounds: Rounds = 0,
     seed: Seed = None,
     out: Out = None,
     replicas: Replicas = 3,
@@ -93,17 +96,10 @@ def run_rolling(
 
     Exit codes as of `chaos run kill`, and 1 also if an operation failed, 2 if an outcome is unknown.
     """
-    _run("rolling", nodes, replicas, shards, duration, seed, out, json)
+    _run("rolling", nodes, replicas, shards, duration, seed, out, json, rounds)
 
 
 def _run(
-    kind: Kind, nodes: int, replicas: int, shards: int, duration: str, seed: int | None, out: Path | None, json: bool
-) -> NoReturn:
-    work = _experiment(kind, nodes, replicas, shards, duration, seed, out, Output(json))
-    raise typer.Exit(run_command(until_signalled(work, UNDOING)))
-
-
-async def _experiment(
     kind: Kind,
     nodes: int,
     replicas: int,
@@ -111,14 +107,29 @@ async def _experiment(
     duration: str,
     seed: int | None,
     out: Path | None,
+    json: bool,
+    rounds: int = 0,
+) -> NoReturn:
+    shape = (nodes, replicas, shards)
+    work = _experiment(kind, shape, duration, rounds, seed, out, Output(json))
+    raise typer.Exit(run_command(until_signalled(work, UNDOING)))
+
+
+async def _experiment(
+    kind: Kind,
+    shape: tuple[int, int, int],
+    duration: str,
+    rounds: int,
+    seed: int | None,
+    out: Path | None,
     output: Output,
 ) -> int:
     from chaos import experiment, report
     from cluster.local.cluster_file import check_settings
 
-    check_settings(nodes, replicas, shards, [])
+    check_settings(*shape, [])
     chosen = seed if seed is not None else experiment.draw_seed()
-    options = experiment.Options(nodes, replicas, shards, seconds(duration), chosen)
+    options = experiment.Options(*shape, seconds(duration), chosen, rounds)
     directory = experiment.run_directory(out, f"{kind}-{chosen}")
     outcome = await experiment.run(kind, options, directory, note)
     judgement = outcome.judgement

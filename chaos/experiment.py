@@ -53,6 +53,8 @@ class Options(msgspec.Struct, frozen=True):
     shards: int = 12
     duration_s: float = 60.0
     seed: int = 0
+    rounds: int = 0
+    """Of runs that have rounds: so many; 0: as many as begin within the duration."""
 
 
 class Outcome(NamedTuple):
@@ -115,11 +117,7 @@ async def _run_on(kind: Kind, cluster: LocalCluster, options: Options, directory
     async with AsyncExitStack() as stack:
         recorder = stack.enter_context(Recorder(directory / HISTORY, head))
         stores = await open_stores(stack, list(cluster.addresses.values()))
-        tell(
-            f"load and faults for {duration_s:g} s"
-            if kind == "kill"
-            else f"load; rounds are begun for {duration_s:g} s"
-        )
+        tell(_intention(kind, options))
         if kind == "kill":
             await kill_under_load(cluster, stores, recorder, options.shards, seed, duration_s, tell)
             return
@@ -130,7 +128,13 @@ async def _run_on(kind: Kind, cluster: LocalCluster, options: Options, directory
             nemesis = MembersNemesis(cluster, recorder, seed, tell, keep)
         else:
             nemesis = RollingNemesis(cluster, recorder, tell)
-        await under_load(cluster, workload, recorder, nemesis, nemesis.run(duration_s), tell)
+        await under_load(cluster, workload, recorder, nemesis, nemesis.run(duration_s, options.rounds), tell)
+
+
+def _intention(kind: Kind, options: Options) -> str:
+    if kind == "kill":
+        return f"load and kills for {options.duration_s:g} s"
+    return f"load; {options.rounds} rounds" if options.rounds else f"load; rounds begin for {options.duration_s:g} s"
 
 
 async def describe_cluster(cluster: LocalCluster) -> dict[str, object]:

@@ -65,13 +65,14 @@ class MembersNemesis:
     def so_far(self) -> str:
         return f"{self.moved} replicas moved, {self.kills} nodes killed for good"
 
-    async def run(self, duration_s: float) -> None:
-        """Whole rounds, the last begun before the time is over; at least one. NeverHealed."""
+    async def run(self, duration_s: float, rounds: int = 0) -> None:
+        """So many rounds; without a number as many as begin before the time is over, at least one. NeverHealed."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + duration_s
-        await self.round()
-        while loop.time() < ends:
+        done = 0
+        while done < rounds if rounds else not done or loop.time() < ends:
             await self.round()
+            done += 1
 
     async def round(self) -> None:
         """Two nodes join and get their share; one is killed for good, repaired without it and taken out; another is drained and

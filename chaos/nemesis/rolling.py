@@ -36,11 +36,11 @@ class RollingNemesis:
     def so_far(self) -> str:
         return f"{self.rounds} rounds"
 
-    async def run(self, duration_s: float) -> None:
-        """Whole rounds over all nodes, the last begun before the time is over; at least one. NeverHealed."""
+    async def run(self, duration_s: float, rounds: int = 0) -> None:
+        """So many rounds over all nodes; without a number as many as begin before the time is over, at least one. NeverHealed."""
         loop = asyncio.get_running_loop()
         ends = loop.time() + duration_s
-        while not self.rounds or loop.time() < ends:
+        while self.rounds < rounds if rounds else not self.rounds or loop.time() < ends:
             for node in self._cluster.nodes:
                 work = self._cluster.rolling_restart(node)
                 done = await self._steps.take(ROLL, node, work, within_s=STEP_S)

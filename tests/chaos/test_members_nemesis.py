@@ -82,11 +82,13 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(members, "POLL_S", 0.002)
 
 
-async def run(cluster: GrowingCluster, path: Path, seed: int, duration_s: float = 0.0) -> MembersNemesis:
+async def run(
+    cluster: GrowingCluster, path: Path, seed: int, duration_s: float = 0.0, rounds: int = 0
+) -> MembersNemesis:
     with Recorder(path, header(1, {}, {})) as recorder:
         nemesis = MembersNemesis(cluster, recorder, seed, keep_log=cluster.logs.append)
         async with asyncio.timeout(10):
-            await nemesis.run(duration_s)
+            await nemesis.run(duration_s, rounds)
     return nemesis
 
 
@@ -113,6 +115,8 @@ async def test_seeds_choose_others_and_rounds_go_on_for_the_time_given(tmp_path:
     cluster = GrowingCluster()
     nemesis = await run(cluster, tmp_path / "long.jsonl", 1, duration_s=0.2)
     assert nemesis.kills > 1 and len(cluster.nodes) == 3
+    nemesis = await run(GrowingCluster(), tmp_path / "counted.jsonl", 1, rounds=3)
+    assert nemesis.kills == 3
 
 
 async def test_a_step_that_fails_or_never_ends_is_told_and_on_file(
@@ -156,3 +160,6 @@ async def test_rolling_takes_every_node_in_whole_rounds(tmp_path: Path) -> None:
         await RollingNemesis(cluster, recorder, told.append).run(0.0)  # type: ignore[arg-type]
     assert cluster.restarted == ["n1", "n2", "n3"] and "n2 did not stop in time and was killed" in told
     assert [each.node for each in read(tmp_path / "h.jsonl").faults if each.type == "invoke"] == ["n1", "n2", "n3"]
+    with Recorder(tmp_path / "i.jsonl", header(1, {}, {})) as recorder:
+        await RollingNemesis(cluster, recorder).run(60.0, rounds=2)  # type: ignore[arg-type]
+    assert cluster.restarted == ["n1", "n2", "n3"] * 3
