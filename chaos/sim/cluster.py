@@ -94,9 +94,30 @@ class SimCluster:
         self.clients: list[Client] = []
         self.client_processes: list[Process] = []
         self._seed = seed
+        self.missing: dict[str, None] = {}
+        """Members whose machine was taken away without asking: their copies are lost."""
+        self._hosts_made = nodes
+        self._retired: dict[str, str] = {}
         self._map: meta_pb2.ShardMap | None = None
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    def add_host(self) -> str:
+        """A new machine, whose node is to join by the addresses of those there are."""
+        self._hosts_made += 1
+        name = f"n{self._hosts_made}"
+        self.hosts[name] = Host(self.loop, self._seed, name, f"10.0.0.{self._hosts_made}:{FIRST_PORT}")
+        return name
+
+    def retire(self, name: str) -> None:
+        """The machine is taken away."""
+        self.end(name, "power")
+        self.oracles.damaged_hosts.pop(name, None)
+        self._retired[name] = self.hosts.pop(name).address
+
+    def address_of(self, name: str) -> str:
+        """Where the node listens, or did when its machine was taken away."""
+        return self.hosts[name].address if name in self.hosts else self._retired[name]
 
     def boot(self, name: str) -> None:
         """Starts the node's process; it serves some time later, or ends."""
@@ -147,18 +168,28 @@ class SimCluster:
             self.loop.at(self.loop.now + START_AGAIN_S, self._start_again, host.name, host.lives)
 
     def _start_again(self, name: str, life: int) -> None:
-        if self.hosts[name].process is None and self.hosts[name].lives == life:
+        host = self.hosts.get(name)
+        if host is not None and host.process is None and host.lives == life:
             self.boot(name)
 
     def _replace_disk(self, name: str, life: int) -> None:
         """Its operator has read why it refuses to start."""
-        host = self.hosts[name]
-        if host.process is None and host.lives == life:
+        host = self.hosts.get(name)
+        if host is not None and host.process is None and host.lives == life:
             host.medium.wipe()
             self.transcript.note(name, "is given an empty disk")
             self.boot(name)
 
     def _config(self, host: Host) -> NodeConfig:
+        if all(member.node != host.name for member in self.members):
+            return NodeConfig(
+                format=1,
+                cluster_id=CLUSTER_ID.hex(),
+                node=host.name,
+                address=host.address,
+                join=[each.address for each in self.hosts.values() if each is not host],
+                born=host.lived,
+            )
         return NodeConfig(
             format=1,
             cluster_id=CLUSTER_ID.hex(),
@@ -220,15 +251,13 @@ class SimCluster:
         body = Sealed(self.hosts[name].medium.disk.attach(), MAP_PATH).read(identity)
         kept = {} if body is None else {m.node: m.address for m in meta_pb2.ShardMap.FromString(body).members}
         first = {member.node: member.address for member in self.members}
-        return all((kept or first)[each] == host.address for each, host in self.hosts.items())
+        return all((kept or first).get(each) == host.address for each, host in self.hosts.items())
 
     def move(self, name: str) -> None:
         """The next incarnation listens elsewhere."""
         host = self.hosts[name]
         host.moves += 1
-        host.address = (
-            f"{self.members[list(self.hosts).index(name)].address.partition(':')[0]}:{FIRST_PORT + host.moves}"
-        )
+        host.address = f"{host.address.partition(':')[0]}:{FIRST_PORT + host.moves}"
 
     # -- what is true now ----------------------------------------------------------------------------------------------
 
@@ -242,11 +271,15 @@ class SimCluster:
         }
         return {name: replica for name, replica in found.items() if replica is not None}
 
-    def placed(self, shard: int) -> meta_pb2.Shard:
-        """The shard's row of the newest map that a node which serves knows, or else knew."""
+    def map(self) -> meta_pb2.ShardMap:
+        """The newest map that a node which serves knows, or else knew."""
         maps = [host.node.map.current for host in self.hosts.values() if host.node is not None]
         self._map = max([*maps, *([self._map] if self._map is not None else [])], key=lambda each: each.epoch)
-        return self._map.shards[shard]
+        return self._map
+
+    def placed(self, shard: int) -> meta_pb2.Shard:
+        """The shard's row of that map."""
+        return self.map().shards[shard]
 
     def holders(self, shard: int) -> list[str]:
         """The nodes that the map gives a replica."""

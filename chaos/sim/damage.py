@@ -32,13 +32,14 @@ class Damage:
     # -- the budget ----------------------------------------------------------------------------------------------------
 
     def damaged(self) -> list[str]:
-        """The nodes that count as damaged now."""
+        """The nodes that count as damaged now, those that are gone for good included."""
         for name, host in self._cluster.hosts.items():
             if host.damaged_life is not None and self._mended(name, host):
                 host.damaged_life = None
                 del self._cluster.oracles.damaged_hosts[name]
                 self._cluster.transcript.note(name, "is whole again")
-        return [name for name, host in self._cluster.hosts.items() if host.damaged_life is not None]
+        damaged = [name for name, host in self._cluster.hosts.items() if host.damaged_life is not None]
+        return [*damaged, *self._cluster.missing]
 
     def _mended(self, name: str, host: Host) -> bool:
         node, cluster = host.node, self._cluster
@@ -53,10 +54,10 @@ class Damage:
 
     def _victim(self, fault: Fault) -> str | None:
         already = set(self.damaged())
-        names = [name for name in self._cluster.hosts if self._affordable(already | {name})]
+        names = [name for name in self._cluster.hosts if self.affordable(already | {name})]
         return names[int(fault.draws[0] * len(names))] if names else None
 
-    def _affordable(self, damaged: set[str]) -> bool:
+    def affordable(self, damaged: set[str]) -> bool:
         """Whether a majority stays good, before and after what is being moved."""
         shards = range(self._cluster.shards + 1)
         return all(2 * len(damaged & side) < len(side) for shard in shards for side in self._cluster.sides(shard))

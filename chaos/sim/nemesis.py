@@ -8,6 +8,7 @@ from chaos.history import Recorder
 from chaos.sim.attacks import Attacks
 from chaos.sim.cluster import SimCluster
 from chaos.sim.damage import Damage
+from chaos.sim.members import Members
 from chaos.sim.schedule import Fault
 
 SLOW_FACTOR = 100.0
@@ -26,6 +27,7 @@ class Nemesis:
         self._number = 0
         self._attacks = Attacks(cluster, self)
         self.damage = Damage(cluster, self)
+        self.members = Members(cluster, lambda more: self.damage.affordable(more | set(self.damage.damaged())))
 
     @property
     def over(self) -> bool:
@@ -55,7 +57,8 @@ class Nemesis:
         if self._healed:
             return
         name = fault.kind.replace("-", "_")
-        action = getattr(self, "_" + name, None) or getattr(self.damage, name, None) or getattr(self._attacks, name)
+        places = (self.damage, self.members, self._attacks)
+        action = getattr(self, "_" + name, None) or next(getattr(each, name) for each in places if hasattr(each, name))
         self._cluster.transcript.note("nemesis", f"{fault.kind} {fault.for_s}")
         told = action(fault)
         if told:
@@ -101,8 +104,8 @@ class Nemesis:
         return f"{how} {name} for {for_s}"
 
     def _boot(self, name: str, life: int) -> None:
-        host = self._cluster.hosts[name]
-        if not self._healed and host.process is None and host.lives == life:
+        host = self._cluster.hosts.get(name)
+        if host is not None and not self._healed and host.process is None and host.lives == life:
             self._cluster.boot(name)
 
     def _kill(self, fault: Fault) -> str:

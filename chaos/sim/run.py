@@ -177,7 +177,7 @@ class Run:
         for name in cluster.hosts:
             if name not in cluster.up():
                 cluster.boot(name)
-        await self._converge(list(cluster.hosts), looking)
+        await self._converge(None, looking)
         await asyncio.gather(load, return_exceptions=True)
         if looking.done():  # it has spoken, and ended the load
             looking.result()
@@ -231,15 +231,17 @@ class Run:
         self.transcript.note("run", f"healed: {sorted(core)}")
         return sorted(core)
 
-    async def _converge(self, names: list[str], looking: asyncio.Task[None]) -> None:
-        """Returns when every shard's replicas on `names` follow one leader and have applied its last entry."""
+    async def _converge(self, core: list[str] | None, looking: asyncio.Task[None]) -> None:
+        """Returns when every shard's replicas on the nodes of `core` follow one leader and have applied its last entry; without
+        `core` those of all, and nothing is on its way any more."""
         deadline = self.loop.now + CONVERGE_S
         missing = "?"
         while missing:
             if self.loop.now > deadline:
-                raise NeverConverged(f"{CONVERGE_S:g} s after healing {names}: {missing}")
+                raise NeverConverged(f"{CONVERGE_S:g} s after healing {core or 'all'}: {missing}")
             await self._until(self.loop.now + LOOK_S, looking)
-            missing = self._missing(names)
+            missing = self._missing(list(self.cluster.hosts) if core is None else core)
+            missing = missing or (self._moving() if core is None else "")
 
     def _missing(self, names: list[str]) -> str:
         cluster = self.cluster
@@ -265,6 +267,13 @@ class Run:
                 if core.term != led.term or core.leader != led.replica or core.applied_index + 200 < led.commit_index:
                     return f"{row.node} is at {core.term}/{core.applied_index} of shard {shard}, {leader} at {led.term}/{led.commit_index}"
         return f"{damaged} are not whole" if (damaged := set(names) & set(self.nemesis.damage.damaged())) else ""
+
+    def _moving(self) -> str:
+        """What is on its way still."""
+        for shard in self.cluster.map().shards:
+            if on_its_way := [each for each in shard.replicas if each.stage != Replica.VOTER]:
+                return f"shard {shard.id} has {on_its_way}"
+        return f"the operator is at {busy}" if (busy := self.nemesis.members.busy) else ""
 
 
 def run_seed(options: Options) -> SeedResult:

@@ -63,9 +63,23 @@ DAMAGE = (
     Kind("wipe", 2.0, (0.05, 3.0)),
 )
 """What destroys a copy (`damage.py`)."""
+MEMBERS = (
+    Kind("join", 3.0, (0.0, 0.0)),
+    Kind("drain", 2.0, (0.0, 0.0)),
+    Kind("bury", 1.0, (0.0, 0.0)),
+)
+"""Members that come and go (`members.py`), beside the other faults and seldom, since each takes its time."""
+MEMBERS_PAUSE_S = 6.0
 NAMES = tuple(kind.name for kind in KINDS)
-GROUPS = MappingProxyType({"all": NAMES, "none": (), "damage": tuple(kind.name for kind in DAMAGE)})
-KNOWN = (*NAMES, *GROUPS["damage"])
+GROUPS = MappingProxyType(
+    {
+        "all": NAMES,
+        "none": (),
+        "damage": tuple(kind.name for kind in DAMAGE),
+        "members": tuple(kind.name for kind in MEMBERS),
+    }
+)
+KNOWN = (*NAMES, *GROUPS["damage"], *GROUPS["members"])
 
 
 class Fault(NamedTuple):
@@ -97,4 +111,16 @@ def draw_schedule(seed: int, duration_s: float, kinds: tuple[str, ...] = NAMES) 
             Fault(round(at_s, 6), kind.name, round(for_s, 6), (chance.random(), chance.random(), chance.random()))
         )
         at_s += pause_s * chance.expovariate(1.0)
+    return sorted([*faults, *_draw_members(seed, duration_s, kinds)])
+
+
+def _draw_members(seed: int, duration_s: float, kinds: tuple[str, ...]) -> list[Fault]:
+    chance = random.Random(f"{seed}/members")
+    used = [kind for kind in MEMBERS if kind.name in kinds]
+    faults: list[Fault] = []
+    at_s = 2.0
+    while used and at_s < duration_s:
+        kind = chance.choices(used, [kind.weight for kind in used])[0]
+        faults.append(Fault(round(at_s, 6), kind.name, 0.0, (chance.random(), chance.random(), chance.random())))
+        at_s += MEMBERS_PAUSE_S * chance.expovariate(1.0)
     return faults

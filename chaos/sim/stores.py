@@ -225,7 +225,7 @@ class RawStore:
         request = node_pb2.CallRequest(cluster_id=CLUSTER_ID, deadline_ms=int(deadline_s * 1000), requests=[sub])
         request.requests[0].shard_version = self._cluster.placed(sub.shard).version
         try:
-            channel = self._channel(self._cluster.hosts[node].address)
+            channel = self._channel(self._cluster.address_of(node))
             reply = await channel.call("Node", "Call", request, timeout_s=deadline_s + 0.25)
             answer: node_pb2.SubReply = reply.replies[0]
             if answer.code:
