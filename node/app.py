@@ -17,9 +17,9 @@ import structlog
 
 from cluster.errors import Code
 from cluster.limits import Limits
-from cluster.ports import Clock, Dial, Disk, Handlers, Random, Spawn, State
+from cluster.ports import Clock, Dial, Disk, DiskFull, Handlers, Random, Spawn, State, StorageFailed
+from node.arrival import NOTHING_LOST, Arrival, Loss
 from node.arrival import PATH as LOSS_PATH
-from node.arrival import Arrival, Loss
 from node.capabilities import discover
 from node.cluster_map import PATH as MAP_PATH
 from node.cluster_map import ClusterMap
@@ -74,6 +74,7 @@ class Node:
         self.limits = config.limits(limits)
         self.address = config.address
         self.incarnation = 0
+        self._rising = False
         self.stopped: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -82,7 +83,8 @@ class Node:
         """OSError when the address is taken; ForeignFile, StorageFailed when the directory is not ours or not readable."""
         ports, limits, config = self.ports, self.limits, self.config
         identity = Identity(config.cluster, config.node, ports.boot_id)
-        kept = Sealed(ports.disk, INCARNATION_PATH)
+        self._identity = identity
+        self._kept_incarnation = kept = Sealed(ports.disk, INCARNATION_PATH)
         lived = kept.read(identity)
         self.incarnation = int(lived or b"0") + 1
         self._birth = config.first_map()
@@ -178,7 +180,24 @@ class Node:
             limits=limits,
         )
         self.shards.on_closed.append(self.snapshots.forget)
-        self.events.connect(self.shards, self.snapshots, self.upkeep.fetch_map)
+        self.events.connect(self.shards, self.snapshots, self.upkeep.fetch_map, self._outlived)
+        self._assemble_meta()
+        self.peer_service = PeerService(self.peers)
+        self.service = NodeService(
+            shards=self.shards,
+            map=self.map,
+            pump=self.pump,
+            services=services,
+            clock=ports.clock,
+            limits=limits,
+            admin=AdminService(self.meta, self.driver),
+            status=self.status,
+            stop=self.begin_stop,
+        )
+
+    def _assemble_meta(self) -> None:
+        """What acts only while this node leads meta."""
+        ports, limits = self.ports, self.limits
         self.driver = Driver(
             meta=self.meta,
             map=self.map,
@@ -198,18 +217,6 @@ class Node:
             wake=self.driver.wake,
             clock=ports.clock,
             limits=limits,
-        )
-        self.peer_service = PeerService(self.peers)
-        self.service = NodeService(
-            shards=self.shards,
-            map=self.map,
-            pump=self.pump,
-            services=services,
-            clock=ports.clock,
-            limits=limits,
-            admin=AdminService(self.meta, self.driver),
-            status=self.status,
-            stop=self.begin_stop,
         )
 
     def _run(self) -> None:
@@ -238,6 +245,24 @@ class Node:
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self.fail(task.exception())
+
+    def _outlived(self, incarnation: int) -> None:
+        """A peer knows a later incarnation of this node. Where the disk was lost the count was lost with it, and goes on above
+        what the peers remember. Else this is an old process or an old copy of the disk, and stays refused."""
+        if self.loss.epoch != NOTHING_LOST and not self._rising:
+            self._rising = True
+            self.ports.spawn(self._rise_above(incarnation), "incarnation")
+
+    async def _rise_above(self, incarnation: int) -> None:
+        try:
+            await self._kept_incarnation.write(self._identity, str(incarnation + 1).encode())
+            self.incarnation = self.peers.identity.incarnation = incarnation + 1
+        except DiskFull as error:
+            log.info("incarnation not kept", reason=str(error))  # tried again when a peer refuses again
+        except StorageFailed as error:
+            self.fail(error)
+        finally:
+            self._rising = False
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

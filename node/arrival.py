@@ -116,13 +116,13 @@ class Arrival:
         return reply
 
     async def _take(self, reply: node_pb2.JoinReply) -> None:
-        """The map first: what is lost is told by its epoch."""
-        if reply.map.cluster_id != self._config.cluster or not reply.map.epoch:
+        """The map first: what is known of a loss tells which of its replicas may begin here."""
+        if reply.map.cluster_id != self._config.cluster or not reply.map.epoch or not reply.epoch:
             raise TenfoldError(Code.WRONG_CLUSTER, f"the map is of cluster {reply.map.cluster_id.hex()!r}")
         log.info("let in", epoch=reply.map.epoch, lost=self._loss.epoch is None)
         await self._map.update(reply.map)
         if self._loss.epoch is None:
-            await self._loss.know(reply.map.epoch)
+            await self._loss.know(reply.epoch)
 
     def _seeds(self) -> list[str]:
         config = self._config

@@ -25,6 +25,12 @@ from node.shards import Shards
 from node.transport.peers import Peers
 from proto.gen import meta_pb2, node_pb2, peer_pb2
 
+QUIET_LOOKS = 4
+"""After so many looks that led to nothing the next pauses are longer by one."""
+
+MOVING_PAUSES_MAX = 4
+"""A pause while replicas move is at most so many of the shortest."""
+
 log = structlog.get_logger("driver")
 
 
@@ -55,6 +61,7 @@ class Driver:
         self._planned: tuple[object, Plan] | None = None
         self._quarantined: Collection[tuple[int, int]] = frozenset()  # as of the last look
         self._stuck = ""
+        self._quiet_looks = 0
         self._woken = asyncio.Event()
         self._channels: dict[str, tuple[str, Channel]] = {}
 
@@ -119,8 +126,16 @@ class Driver:
         decision = decide(known, self.plan(known), answers, self._limits)
         self._stuck = decision.stuck
         await self._carry_out(decision)
-        # Where everything waits for something else to happen, ask less often.
-        return self._limits.driver_ms if decision.commands or decision.moving else self._limits.driver_idle_ms
+        return self._pause_ms(decision)
+
+    def _pause_ms(self, decision: Decision) -> int:
+        """`driver_ms`, and longer the longer there is nothing to write: a large shard takes its time to be copied, and what waits for a
+        node or a leader to come back needs no haste."""
+        if decision.settled:
+            return self._limits.driver_idle_ms
+        self._quiet_looks = 0 if decision.commands else self._quiet_looks + 1
+        longest_ms = MOVING_PAUSES_MAX * self._limits.driver_ms if decision.moving else self._limits.driver_idle_ms
+        return min(self._limits.driver_ms * (1 + self._quiet_looks // QUIET_LOOKS), longest_ms)
 
     def _nothing_to_do(self, known: meta_pb2.ShardMap) -> bool:
         """As far as can be told without asking anybody."""
