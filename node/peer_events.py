@@ -30,11 +30,18 @@ class PeerEvents:
         """The last heartbeat of each peer whose stream stands."""
         self._suspected: set[str] = set()
 
-    def connect(self, shards: Shards, snapshots: Snapshots, fetch_map: Callable[[str], None]) -> None:
+    def connect(
+        self,
+        shards: Shards,
+        snapshots: Snapshots,
+        fetch_map: Callable[[str], None],
+        outlived: Callable[[int], None],
+    ) -> None:
         """Before the first peer is dialled: whom the events are for."""
         self._shards = shards
         self._snapshots = snapshots
         self._fetch_map = fetch_map
+        self._outlived = outlived
 
     def on_messages(self, node: str, messages: list[tuple[int, Message]]) -> None:
         replicas = self._shards.replicas
@@ -60,6 +67,9 @@ class PeerEvents:
 
     def on_refused(self, node: str) -> None:
         self._fetch_map(node)
+
+    def on_outlived(self, incarnation: int) -> None:
+        self._outlived(incarnation)
 
     def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None:
         before, self.told[node] = self.told.get(node), beat

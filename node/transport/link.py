@@ -53,8 +53,8 @@ class LinkEvents(Protocol):
 
     def link_down(self, node: str) -> None: ...
 
-    def link_refused(self, node: str) -> None:
-        """The peer said that it will not talk to us."""
+    def link_refused(self, node: str, incarnation: int) -> None:
+        """The peer said that it will not talk to us; because of a later `incarnation` of ours that it knows, or 0."""
 
     def heartbeat(self) -> peer_pb2.NodeHeartbeat: ...
 
@@ -197,7 +197,7 @@ class Link:
         except (ChannelBroken, TimeoutError, TenfoldError, Refused) as error:
             self._problem(address, f"{type(error).__name__}: {error}" if address == self.address else "it moved")
             if isinstance(error, TenfoldError) and error.code == Code.INVALID_ARGUMENT and not self._closing:
-                self._events.link_refused(self.peer)
+                self._events.link_refused(self.peer, int(str(error.details.get("incarnation", 0))))
         finally:
             self._greeting = None
             stream.cancel()

@@ -40,6 +40,9 @@ class PeerHandler(Protocol):
     def on_refused(self, node: str) -> None:
         """It will not talk to us, perhaps because its map is newer than ours. Comes again with each attempt."""
 
+    def on_outlived(self, incarnation: int) -> None:
+        """A peer knows a later incarnation of this node. Comes again with each attempt."""
+
     def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None: ...
 
     def on_snapshot(
@@ -212,8 +215,10 @@ class Peers:
             self._refuse(hello, Code.WRONG_CLUSTER, f"cluster {hello.cluster_id.hex()} is another cluster")
         if not self.known(hello.node):
             self._refuse(hello, Code.INVALID_ARGUMENT, f"node: {hello.node!r} is no member known here")
-        if hello.incarnation < self._incarnations.get(hello.node, 0):
-            self._refuse(hello, Code.INVALID_ARGUMENT, f"incarnation: {hello.incarnation} of {hello.node} is over")
+        known = self._incarnations.get(hello.node, 0)
+        if hello.incarnation < known:
+            why = f"incarnation: {hello.incarnation} of {hello.node} is over"
+            self._refuse(hello, Code.INVALID_ARGUMENT, why, incarnation=known)
 
     def admit(self, hello: peer_pb2.Hello) -> None:
         """Checks who dials in, and follows it to the address it tells. TenfoldError if it may not."""
@@ -255,20 +260,23 @@ class Peers:
         if not self._closing.is_set():
             self.handler.on_peer_down(node)
 
-    def link_refused(self, node: str) -> None:
-        if not self._closing.is_set():
-            self.handler.on_refused(node)
+    def link_refused(self, node: str, incarnation: int) -> None:
+        if self._closing.is_set():
+            return
+        if incarnation >= self.identity.incarnation:
+            self.handler.on_outlived(incarnation)
+        self.handler.on_refused(node)
 
     def heartbeat(self) -> peer_pb2.NodeHeartbeat:
         return self._beat
 
-    def _refuse(self, hello: peer_pb2.Hello, code: Code, why: str) -> None:
+    def _refuse(self, hello: peer_pb2.Hello, code: Code, why: str, **details: int) -> None:
         if why not in self._refusals:  # it will try again five times a second: one line each is enough
             if len(self._refusals) >= self._limits.nodes_max:
                 self._refusals.clear()
             self._refusals[why] = None
             self.log.warning("peer refused", peer=hello.node, address=hello.address, why=why)
-        raise TenfoldError(code, why)
+        raise TenfoldError(code, why, **details)
 
     async def _bulk_channel(self, node: str) -> Channel:
         """The second connection to a peer, opened when first needed."""

@@ -57,7 +57,7 @@ async def test_a_removed_node_that_hears_nothing_of_it_is_not_heard() -> None:
         dropped = leader.shards.replicas[1].dropped_messages
         back = await world.start(gone)
         back.upkeep.fetch_map = lambda node: None  # type: ignore[method-assign]
-        back.events.connect(back.shards, back.snapshots, lambda node: None)
+        back.events.connect(back.shards, back.snapshots, lambda node: None, lambda incarnation: None)
         replica = back.shards.replicas[1]
         await world.until(lambda: replica.core.role == "pre-candidate", "it campaigns")
         await world.check()
