@@ -24,6 +24,7 @@ from cluster.ports import StateDamaged, StorageFailed
 from node.storage.disk import sync_names
 from node.storage.failpoints import failpoint
 from node.storage.identity import STATE, Identity, read_identity
+from node.storage.manifest import problem_with_manifest
 from node.storage.scrub import Scrub
 
 IDENTITY_KEY = b"\0identity"
@@ -31,6 +32,7 @@ MEMTABLE_BYTES = 16 * 1024 * 1024
 MEMTABLES = 4
 CACHE_BYTES = 48 * 1024 * 1024
 OPEN_FILES_MAX = 128
+MANIFEST_BYTES = 256 * 1024  # a new one is begun above it; read whole at a start
 STALLED = "Result incomplete"  # how rocksdict says that a write with `no_slowdown` would have had to wait
 DAMAGE = ("Corruption", "No such file or directory")
 """How it says that a file is not what the engine wrote, or is gone."""
@@ -40,6 +42,15 @@ def engine_failure(path: Path, what: str, error: Exception) -> StorageFailed:
     """What an exception of rocksdict means, which raises plain ones."""
     damaged = isinstance(error, StateDamaged) or any(sign in str(error) for sign in DAMAGE)
     return (StateDamaged if damaged else StorageFailed)(f"{path}: {what}: {error}")
+
+
+def _prepare(path: Path) -> None:
+    """rocksdict 0.3.29 lets the options that it finds on disk count more than those of the program, whatever their bits."""
+    for each in path.glob("OPTIONS-*"):
+        each.unlink()
+    problem = problem_with_manifest(path)
+    if problem:
+        raise StateDamaged(problem)
 
 
 def set_aside(path: Path) -> Path:
@@ -65,6 +76,7 @@ class RocksState:
         try:
             path.mkdir(parents=True, exist_ok=True)
             sync_names(path.parent)
+            _prepare(path)
             self._engine = rocksdict.Rdict(str(path), options=_options())
         except Exception as error:
             raise engine_failure(path, "open", error) from error
@@ -73,7 +85,10 @@ class RocksState:
         self._write_options.no_slowdown = True
         self._thread = ThreadPoolExecutor(1, "state-flush")
         self._scrub = Scrub(path, self._engine, self._in_thread)
-        self._failure: StorageFailed | None = None
+        self._failure = (
+            ""  # a text and no exception, whose traceback would keep cursors alive, and so the engine's lock
+        )
+        self._failed_as: type[StorageFailed] = StorageFailed
         self._put_off: list[tuple[bytes, bytes]] = []
         self._open = True
         try:
@@ -201,17 +216,19 @@ class RocksState:
         if self._open:
             self._open = False
             self._thread.shutdown(wait=True)
-            self._failure = self._failure or StorageFailed(f"{self._path}: closed")
+            self._failure = self._failure or f"{self._path}: closed"
             self._engine.close()
 
     def _check(self) -> None:
-        if self._failure is not None:
-            raise type(self._failure)(str(self._failure))
+        if self._failure:
+            raise self._failed_as(self._failure)
 
     def _failed(self, what: str, error: Exception) -> StorageFailed:
         """From the first failure on nothing is believed any more."""
-        self._failure = self._failure or engine_failure(self._path, what, error)
-        return self._failure
+        if not self._failure:
+            first = engine_failure(self._path, what, error)
+            self._failure, self._failed_as = str(first), type(first)
+        return self._failed_as(self._failure)
 
 
 class RocksSnapshot:
@@ -244,6 +261,7 @@ def _options() -> rocksdict.Options:
     options.set_max_log_file_size(1024 * 1024)
     options.set_stats_dump_period_sec(0)
     options.set_paranoid_checks(True)
+    options.set_max_manifest_file_size(MANIFEST_BYTES)
     table = rocksdict.BlockBasedOptions()
     table.set_block_cache(rocksdict.Cache(CACHE_BYTES))
     table.set_cache_index_and_filter_blocks(True)
@@ -252,6 +270,6 @@ def _options() -> rocksdict.Options:
     table.set_index_type(rocksdict.BlockBasedIndexType.two_level_index_search())
     table.set_partition_filters(True)  # a whole filter is larger than a shard of the cache: read anew at every get
     table.set_bloom_filter(10, False)
-    table.set_format_version(5)
+    table.set_format_version(6)  # with a checksum over the footer, and blocks that know their place
     options.set_block_based_table_factory(table)
     return options

@@ -1,8 +1,9 @@
 """Reads the whole state engine slowly, so that rot is found while the other replicas are still whole.
 
-A table file never changes once it is written. Each is hashed when it is first seen, and must hash to the same ever after: the
-bytes on disk are compared, past the engine's cache. For what was on disk before the start there is no such hash; the engine
-itself reads it through once, with its checksums. Bounded in bytes a second, and in slices that leave the loop alone.
+A table file never changes once it is written, and the MANIFEST only grows. What was seen of them is hashed, and must hash to
+the same ever after: the bytes on disk are compared, past the engine's cache. For what was on disk before the start there is no
+such hash; the engine itself reads it through once, with its checksums. Bounded in bytes a second, in slices that leave the
+loop alone.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import rocksdict
 import xxhash
 
 from cluster.ports import StateDamaged
+from node.storage.manifest import manifest_path
 
 CHUNK_BYTES = 256 * 1024
 SLICE_S = 0.001
@@ -32,7 +34,7 @@ class Scrub:
         self._directory = directory
         self._engine = engine
         self._in_thread = in_thread
-        self._hashes: dict[str, int] = {}
+        self._seen: dict[Path, tuple[int, int]] = {}  # so many first bytes of it, and their hash
         self._read_through = False
         self._options = rocksdict.ReadOptions()
         self._options.fill_cache(False)
@@ -41,35 +43,46 @@ class Scrub:
         """Bytes read. StateDamaged."""
         total = 0
         live = self._live()
-        self._hashes = {name: known for name, known in self._hashes.items() if name in live}
-        for name, size in live.items():
-            total += await self._table(name, size, bytes_per_s)
+        self._seen = {path: seen for path, seen in self._seen.items() if path in live}
+        for path, size in live.items():
+            total += await self._file(path, size, bytes_per_s)
         if not self._read_through:
             total += await self._pairs(bytes_per_s)
             self._read_through = True
         return total
 
-    def _live(self) -> dict[str, int]:
-        return {each["name"]: each["size"] for each in self._engine.live_files()}
+    def _live(self) -> dict[Path, int]:
+        """The files that count, and the size a table must have; -1: it grows."""
+        tables = {self._directory / each["name"].lstrip("/"): int(each["size"]) for each in self._engine.live_files()}
+        try:
+            return {manifest_path(self._directory): -1, **tables}
+        except (OSError, ValueError) as error:
+            raise StateDamaged(f"{self._directory / 'CURRENT'}: {error}") from error
 
-    async def _table(self, name: str, size: int, bytes_per_s: int) -> int:
-        path, problem = self._directory / name.lstrip("/"), ""
-        digest, read = xxhash.xxh3_64(), 0
+    async def _file(self, path: Path, size: int, bytes_per_s: int) -> int:
+        problem, read = "", 0
+        seen, known = self._seen.get(path, (0, 0))
+        digest = xxhash.xxh3_64()
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                while chunk := await self._in_thread(os.pread, descriptor, CHUNK_BYTES, read):
+                wanted = min(seen, CHUNK_BYTES) or CHUNK_BYTES
+                while chunk := await self._in_thread(os.pread, descriptor, wanted, read):
                     digest.update(chunk)
                     read += len(chunk)
+                    if read == seen and digest.intdigest() != known:
+                        problem = "not what was written"
+                    wanted = min(seen - read, CHUNK_BYTES) if read < seen else CHUNK_BYTES
                     await asyncio.sleep(len(chunk) / bytes_per_s)
             finally:
                 os.close(descriptor)
-            if read != size or self._hashes.setdefault(name, digest.intdigest()) != digest.intdigest():
-                problem = f"{read} bytes, not what was written"
+            if read < seen or size not in (-1, read):
+                problem = f"{read} bytes, not {max(size, seen)}"
         except OSError as error:
             problem = str(error.strerror)
-        if problem and name in self._live():  # else it was compacted away meanwhile
+        if problem and path in self._live():  # else it was replaced meanwhile
             raise StateDamaged(f"{path}: {problem}")
+        self._seen[path] = (read, digest.intdigest())
         return read
 
     async def _pairs(self, bytes_per_s: int) -> int:

@@ -13,6 +13,7 @@ from cluster.limits import Limits
 from cluster.ports import StateDamaged
 from node.storage import view
 from node.storage.identity import Identity
+from node.storage.manifest import manifest_path
 from node.storage.rocks_state import RocksState
 from node.storage.scrub import CHUNK_BYTES, Scrub
 from node.storage.view import NodeState
@@ -51,7 +52,7 @@ def flip(path: Path, at: int) -> None:
 
 
 async def test_a_whole_engine_passes_again_and_again_while_it_is_written(state: RocksState) -> None:
-    size = sum(path.stat().st_size for path in tables(state))
+    size = sum(path.stat().st_size for path in [*tables(state), manifest_path(state._path)])
     first = await state.scrub(AT_ONCE)
     assert first > size, "the files, and once what is in them"
     assert await state.scrub(AT_ONCE) == size
@@ -59,7 +60,7 @@ async def test_a_whole_engine_passes_again_and_again_while_it_is_written(state: 
         state.write({b"e%05d" % n: bytes([part]) * 60 for n in range(300)})
         await asyncio.gather(state.flush(), state.scrub(AT_ONCE))
     state._engine.compact_range(None, None)
-    assert await state.scrub(AT_ONCE) > 0 and len(state._scrub._hashes) == len(tables(state))
+    assert await state.scrub(AT_ONCE) > 0 and len(state._scrub._seen) == len(tables(state)) + 1
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.7, 0.95, 0.9999])
@@ -77,6 +78,19 @@ async def test_a_bit_that_flips_under_a_running_engine_is_found(state: RocksStat
             call()
     with pytest.raises(StateDamaged):
         await state.flush()
+
+
+@pytest.mark.parametrize(
+    "name, at", [("MANIFEST", 5), ("MANIFEST", 200), ("CURRENT", 2), ("CURRENT", 13), ("CURRENT", 15)]
+)
+async def test_a_bit_that_flips_in_what_names_the_tables_is_found(state: RocksState, name: str, at: int) -> None:
+    await state.scrub(AT_ONCE)
+    state.write({b"d": b"x"})
+    await state.flush()
+    assert await state.scrub(AT_ONCE) > 0, "it has grown, and is what it was"
+    flip(manifest_path(state._path) if name == "MANIFEST" else state._path / name, at)
+    with pytest.raises(StateDamaged):
+        await state.scrub(AT_ONCE)
 
 
 async def test_a_file_that_is_gone_or_cut_is_found(state: RocksState) -> None:
@@ -136,4 +150,4 @@ async def test_the_node_learns_of_damage_that_a_pass_or_a_mere_reader_met(
             with pytest.raises(StateDamaged):
                 await watch
         flip(table, 100)
-        state._failure, state._scrub._read_through = None, False
+        state._failure, state._scrub._read_through = "", False
