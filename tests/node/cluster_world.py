@@ -232,6 +232,11 @@ class ClusterWorld:
         )
         return result.replica
 
+    async def rebuild(self, shard: int, node: str, replica: int) -> None:
+        """A new replica in the place of a quarantined one, unless that has been done."""
+        with suppress(TenfoldError):
+            await self.add(shard, node, replica)
+
     async def settle(self, shard: int) -> None:
         """Writes into the map what the shard's group has reached, again and again, until nothing is left to settle."""
         while True:
