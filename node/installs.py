@@ -3,7 +3,8 @@
 Install (architecture section "storage"): chunks go under a new generation prefix; one batch switches generation and
 applied index; flush; then the log's base moves; then the old generation is deleted. A crash between any two of these
 leaves a replica that recovery brings to one side or the other. What a broken stream left is kept for `snapshot_resume_ms`,
-so that the same sender may go on with the same snapshot; another one takes its place only when nobody is sending it.
+so that the same sender may go on with the same snapshot; another one takes its place only when nobody is sending it, or when
+its sender is deposed.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ class Installs:
         message = from_wire(header.message)
         if message.kind != MessageKind.SNAPSHOT or message.configuration is None:
             raise TenfoldError(Code.INVALID_ARGUMENT, "message: not a snapshot's, or without its configuration")
-        half = await self._idle_half(replica.shard, node)
+        half = await self._idle_half(replica, node)
         if not replica.core.wants_snapshot(message):
             replica.receive(message)  # the core answers with what it has
             raise Refused("not wanted")
@@ -154,13 +155,17 @@ class Installs:
             half.timer = None
         return half
 
-    async def _idle_half(self, shard: int, node: str) -> Half | None:
-        """What there is of a snapshot for that shard, once no other stream brings it."""
-        while (half := self._halves.get(shard)) is not None:
+    async def _idle_half(self, replica: Replica, node: str) -> Half | None:
+        """What there is of a snapshot for that shard, once no other stream brings it. One that can no longer be installed,
+        since its sender is deposed, makes room at once."""
+        while (half := self._halves.get(replica.shard)) is not None:
             if half.installing:
                 raise Refused("another snapshot is being installed")
             if half.free.is_set():
                 break
+            if half.replica is not replica or not replica.core.wants_snapshot(half.message):
+                self._throw_away(half)
+                continue
             if half.node != node:
                 raise Refused(f"another snapshot arrives from {half.node}")
             try:  # its sender has given up that stream, which is about to be told
@@ -172,7 +177,7 @@ class Installs:
 
     async def _take(self, half: Half, chunk: peer_pb2.SnapshotChunk) -> None:
         if half.over or not self._here(half.replica):
-            raise Refused("the replica is no longer here")
+            raise Refused("nobody wants it any more")
         try:
             await half.take(chunk)
         except TenfoldError as error:

@@ -25,6 +25,9 @@ WINDOW_CHUNKS = 16
 ACKNOWLEDGE_CHUNKS = 4
 """A receiver acknowledges at least as often; far below the window, so that nobody waits for the other in turn."""
 
+REST = 3
+SLOWEST = 4
+
 BURST_S = 0.05
 """What a sender that was late may make up for."""
 
@@ -47,18 +50,23 @@ class Pieces(Protocol):
 
 class Pace:
     """A bound on bytes a second, shared by all who book with it: in any span of t seconds at most rate * (t + BURST_S)
-    and one booking more."""
+    and one booking more. On a busy loop less: who took long to make what it sends rests `REST` times as long, but goes at
+    a quarter of the rate at least. Small pairs cost so much that two cores could do nothing else at the full rate."""
 
     def __init__(self, bytes_per_s: int, clock: Clock) -> None:
         self._bytes_per_s = bytes_per_s
         self._clock = clock
         self._free_at = float("-inf")
 
-    def book(self, size: int) -> float:
-        """After how many seconds `size` bytes may go. Those who book are served in turn."""
+    def now(self) -> float:
+        return self._clock.monotonic()
+
+    def book(self, size: int, took_s: float = 0.0) -> float:
+        """After how many seconds `size` bytes may go, which took `took_s` to make. Those who book are served in turn."""
         now = self._clock.monotonic()
         begin = max(self._free_at, now - BURST_S)
-        self._free_at = begin + size / self._bytes_per_s
+        due_s = size / self._bytes_per_s
+        self._free_at = begin + max(due_s, min(REST * took_s, SLOWEST * due_s))
         return max(0.0, begin - now)
 
 
@@ -94,13 +102,14 @@ class Attempt:
             pieces.seek(reply.next)
             last = False
             while not last:
+                began = self._pace.now()
                 chunk = await _next_chunk(pieces)
-                last = chunk.last
+                took_s, last = self._pace.now() - began, chunk.last
                 while self._ahead_bytes >= self._window_bytes:
                     reply = await self._acknowledged(pieces)
                     if reply.done:
                         return reply
-                await asyncio.sleep(self._pace.book(len(chunk.pairs)))
+                await self._wait(self._pace.book(len(chunk.pairs), took_s))
                 await self._write(chunk)
                 self._ahead.append((chunk.number, len(chunk.pairs)))
                 self._ahead_bytes += len(chunk.pairs)
@@ -110,6 +119,14 @@ class Attempt:
             return reply
         finally:
             self._stream.cancel()
+
+    async def _wait(self, seconds: float) -> None:
+        """For the turn of the next chunk; the receiver hears meanwhile that there is still somebody."""
+        while seconds > self._idle_s / 3:
+            await asyncio.sleep(self._idle_s / 3)
+            await self._write(peer_pb2.SnapshotChunk())
+            seconds -= self._idle_s / 3
+        await asyncio.sleep(seconds)
 
     async def _acknowledged(self, pieces: Pieces) -> peer_pb2.SnapshotReply:
         reply = await self._read()
@@ -154,6 +171,12 @@ class Arriving:
         self._idle_s = limits.snapshot_idle_ms / 1000
 
     async def next(self) -> peer_pb2.SnapshotChunk:
+        while True:
+            chunk = await self._read()
+            if chunk.pairs or chunk.last:
+                return chunk
+
+    async def _read(self) -> peer_pb2.SnapshotChunk:
         try:
             chunk = await _within(self._idle_s, anext(self._requests, None), "sends nothing")
         except TimeoutError as error:
@@ -167,7 +190,7 @@ class Arriving:
 
     async def header(self) -> peer_pb2.SnapshotHeader:
         """What opens the stream. TenfoldError when it is missing."""
-        chunk = await self.next()
+        chunk = await self._read()
         if not chunk.HasField("header"):
             raise TenfoldError(Code.INVALID_ARGUMENT, "header: missing in the first chunk")
         return chunk.header

@@ -209,7 +209,8 @@ Global___Frame: _TypeAlias = Frame  # noqa: Y015
 @_typing.final
 class SnapshotHeader(_message.Message):
     """One stream carries one snapshot. It opens with a chunk that has only the header; the receiver answers where to begin: at 0,
-    or, when it still holds the first chunks of the very same snapshot, after those. Chunks are numbered from 0.
+    or, when it still holds the first chunks of the very same snapshot, after those. Chunks are numbered from 0. An empty one that
+    is not the last only says that the sender is still there.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -130,6 +130,27 @@ async def test_a_new_leader_sends_its_own() -> None:
         assert len(generations(world, late)) == 1
 
 
+async def test_a_deposed_leader_does_not_keep_its_successor_out() -> None:
+    """Its stream may stand for long after that."""
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        node = await world.start(late)
+        tap = Tap(node)
+        tap.at = {7: never}
+        await world.until(lambda: len(tap.taken) == 7, "in the middle")
+        core = leader.shards.replicas[1].core
+        other = next(peer for peer in core.peers if leader.shards.replicas[1].node_of[peer] != late)
+        core.transfer_leadership(other)
+        leader.shards.replicas[1].touch()
+        await world.until(lambda: core.leader == other, "handed over")
+        await world.until(lambda: node.snapshots.installed == 1, "the successor's is installed")
+        assert tap.begins == [0, 0] and tap.last[-1].accepted
+        successor = world.leader(1)
+        assert successor is not None and tap.headers[-1].hello.node == successor.config.node
+        await caught_up(world, node, successor)
+        assert len(generations(world, late)) == 1
+
+
 async def test_what_nobody_goes_on_with_is_deleted() -> None:
     limits = replace(SHORT_LOGS, snapshot_resume_ms=300)
     async with asyncio.timeout(60), ClusterWorld(shards=1, limits=limits) as world:
@@ -162,11 +183,11 @@ async def test_a_replica_that_goes_takes_what_came_for_it_along() -> None:
         assert half not in generations(world, late)
         go.set()
         await world.until(lambda: bool(tap.last), "told")
-        assert not tap.last[0].accepted and tap.last[0].reason == "the replica is no longer here"
+        assert not tap.last[0].accepted and tap.last[0].reason == "nobody wants it any more"
         assert half not in generations(world, late)
         tap.at = {len(tap.taken) + 7: lambda: node.shards.replicas.pop(1) and None}
         await world.until(lambda: len(tap.last) == 2, "told again, though nobody said that it went")
-        assert tap.last[1].reason == "the replica is no longer here"
+        assert tap.last[1].reason == "nobody wants it any more"
         assert half in generations(world, late), "whoever took it away deletes all that was the shard's"
 
 

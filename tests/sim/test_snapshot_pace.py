@@ -46,6 +46,8 @@ class Receiver:
 
     def on_refused(self, node: str) -> None: ...
 
+    def on_outlived(self, incarnation: int) -> None: ...
+
     def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None:
         self.beats.append(self.now())
 
@@ -125,6 +127,11 @@ def test_all_that_a_node_sends_keeps_to_its_bound(seed: int) -> None:
     assert ended - began <= 1.1 * total / RATE, "and the bound is used"
     both = [shard for when, shard, _ in came if when < began + 4]
     assert 0.8 < both.count(0) / both.count(1) < 1.25, "two at once share it"
+
+
+def test_a_sender_that_waits_long_for_its_turn_is_not_given_up() -> None:
+    world = World(1, replace(LIMITS, snapshot_bytes_per_s=1000, snapshot_idle_ms=500))
+    assert world.play([20_000, 20_000]) == [True, True], "eight seconds between two chunks of one"
 
 
 def test_heartbeats_go_on_beside_them() -> None:
