@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 
 from chaos.history import Recorder
@@ -12,6 +13,8 @@ from chaos.sim.members import Members
 from chaos.sim.schedule import Fault
 
 SLOW_FACTOR = 100.0
+JAM_S = (0.01, 30.0)  # the shortest, and how many times longer the longest
+JAM_PAUSE_S = 0.2
 RATE_SPREAD = 0.045
 """Two clocks drift apart by less than the declared 10%."""
 JUMP_MS = 10 * 365 * 86_400_000
@@ -225,6 +228,35 @@ class Nemesis:
             return ""
         self._cluster.network.reset(one, other)
         return f"reset {one} and {other}"
+
+    def _linger(self, fault: Fault) -> str:
+        """Who dialled takes the connection for broken and dials anew; what it had sent comes late, after what it says then."""
+        one = self._pick(list(self._cluster.hosts), fault.draws[0])
+        other = self._pick([name for name in self._everybody() if name != one], fault.draws[1])
+        if one is None or other is None:
+            return ""
+        self._cluster.network.linger(one, other, fault.for_s)
+        return f"connections of {one} and {other} linger for {fault.for_s}"
+
+    def _clog(self, fault: Fault) -> str:
+        """The lines of one host jam again and again, each for a moment; nothing is lost."""
+        name = self._pick(self._everybody(), fault.draws[0])
+        if name is None:
+            return ""
+        others = [each for each in self._everybody() if each != name]
+        pairs = [pair for each in others for pair in ((name, each), (each, name))]
+        loop, chance = self._cluster.loop, random.Random(repr(fault.draws))
+        until = loop.now + fault.for_s
+
+        def jam() -> None:
+            if loop.now < until and not self._healed:
+                self.block(
+                    chance.sample(pairs, 1 + chance.randrange(len(pairs))), JAM_S[0] * JAM_S[1] ** chance.random()
+                )
+                loop.at(loop.now + chance.expovariate(1 / JAM_PAUSE_S), jam)
+
+        jam()
+        return f"lines of {name} clog for {fault.for_s}"
 
     def _slow_link(self, fault: Fault) -> str:
         name = self._pick(self._everybody(), fault.draws[0])

@@ -2,8 +2,9 @@
 
 A connection is what TCP gives: bytes arrive in order or not at all. So a message is never lost, doubled or overtaken
 inside a connection; the faults are delay, a jam (what is sent waits, and comes when the jam is over), a cut of one
-direction (the same, until keepalive breaks the connection), a reset (what was on its way is gone), refusal. Each link has
-a random stream of its own.
+direction (the same, until keepalive breaks the connection), a reset (what was on its way is gone), refusal. Between two
+connections there is no order: one that lingers is broken for its client, who dials anew and says more, while what it had sent
+before reaches the server late. Each link has a random stream of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cluster.limits import Limits
 
 CONNECT_S = 0.1
 """grpc's bound on one attempt to connect, as `cluster.wire` sets it."""
+LINGER_S = 0.001
 
 
 class Link:
@@ -40,7 +42,7 @@ class Link:
 class Lane:
     """One direction of a connection: what is on its way, first in, first out. `told`: the receiver knows of the break."""
 
-    __slots__ = ("jammed", "last_s", "link", "numbers", "queue", "receiver", "sender", "told")
+    __slots__ = ("jammed", "last_s", "late_s", "link", "numbers", "queue", "receiver", "sender", "told")
 
     def __init__(self, network: Network, sender: Process, receiver: Process) -> None:
         self.link = network.link(sender.host, receiver.host)
@@ -50,6 +52,7 @@ class Lane:
         self.queue: deque[tuple[Callable[[bytes], None], bytes]] = deque()
         self.jammed = 0
         self.last_s = 0.0
+        self.late_s = 0.0  # nothing arrives before
         self.told = False
 
 
@@ -84,6 +87,8 @@ class Connection:
         """What a process sent before it died still comes, until the receiver is told of the break."""
         if lane.link.blocked:
             lane.jammed += 1
+        elif lane.late_s > self._network.loop.now:
+            self._network.loop.hand_at(lane.late_s, lane.receiver, self._arrive, lane)
         elif lane.queue and not lane.told and not lane.receiver.dead:
             action, data = lane.queue.popleft()
             self._network.transcript.message(*lane.numbers, data)
@@ -100,6 +105,13 @@ class Connection:
         self.tell(self.client)
         self.tell(self.server)
         self._network.forget(self)
+
+    def linger(self, for_s: float) -> None:
+        """Broken now for the client; the server gets what was on its way, late, and then hears of the break."""
+        loop = self._network.loop
+        self.forth.late_s = loop.now + for_s
+        self.tell(self.client)
+        loop.at(self.forth.late_s + LINGER_S, self.tell, self.server)
 
     def vanish(self, dead: Process) -> None:
         """The process at one end is gone: the other end hears nothing more, until it is told."""
@@ -249,6 +261,11 @@ class Network:
     def reset(self, one: str, other: str) -> None:
         for connection in self.between(one, other):
             connection.reset()
+
+    def linger(self, one: str, other: str, for_s: float) -> None:
+        for connection in self.between(one, other):
+            if connection.open:
+                connection.linger(for_s)
 
     def heal(self) -> None:
         for (source, target), link in list(self._links.items()):

@@ -34,6 +34,8 @@ KINDS = (
     Kind("split", 1.0, (0.5, 6.0)),
     Kind("client-cut", 1.0, (0.1, 4.0)),
     Kind("reset", 3.0, (0.0, 0.0)),
+    Kind("linger", 2.0, (0.01, 2.0)),
+    Kind("clog", 1.5, (0.3, 5.0)),
     Kind("slow-link", 1.5, (0.2, 5.0)),
     Kind("slow-disk", 1.5, (0.2, 5.0)),
     Kind("stall-disk", 1.5, (0.05, 4.0)),

@@ -74,7 +74,8 @@ TASTES = (
     Taste(
         "bad lines",
         MappingProxyType(
-            {"reset": 5.0, "cut": 3.0, "slow-link": 3.0, "client-cut": 2.0, "slow-answers": 2.0, "split": 1.0, "deafen": 1.0}
+            {"reset": 5.0, "cut": 3.0, "slow-link": 3.0, "client-cut": 2.0, "slow-answers": 2.0, "split": 1.0, "deafen": 1.0,
+             "linger": 4.0, "clog": 3.0}
         ),
         rest=0.1,
         ranges=MappingProxyType({"append_entries_max": (1, 3), "inflight_messages_max": (2, 8)}),

@@ -197,3 +197,32 @@ def test_a_writer_waits_for_a_reader_that_does_not_read() -> None:
         return written
 
     assert 2 <= world.play(scene) < 20
+
+
+def test_a_lingering_connection_delivers_late_what_a_new_one_has_overtaken() -> None:
+    world = World()
+    seen: list[str] = []
+    answered = world.service.call
+
+    async def call_seen(request: node_pb2.CallRequest, context: Any) -> node_pb2.CallReply:
+        seen.append(request.principal)
+        return await answered(request, context)
+
+    world.service.call = call_seen  # type: ignore[method-assign]
+
+    async def scene(channel: SimChannel) -> None:
+        await call(channel, "first")
+        before = world.loop.now
+        old = asyncio.ensure_future(call(channel, "old"))
+        await asyncio.sleep(0)
+        world.network.linger("c1", "n1", 1.0)
+        with pytest.raises(ChannelBroken) as broken:
+            await old
+        assert broken.value.sent
+        await call(channel, "new")
+        assert seen == ["first", "new"] and world.loop.now < before + 1.0
+        await asyncio.sleep(1.5)
+        await call(channel, "last")
+
+    world.play(scene)
+    assert seen == ["first", "new", "old", "last"]
