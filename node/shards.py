@@ -76,14 +76,10 @@ class Shards:
     # -- what is to be here --------------------------------------------------------------------------------------------
 
     async def open_all(self, recovered: Mapping[int, RecoveredShard]) -> None:
-        """At the start, before the first round: what the log has, but for what the map took away while a crash came between,
-        and what the map places here. A state nobody owns any more is deleted."""
+        """At the start, before the first round: what the log has and what the map places here. What the map took away while a
+        crash came between is dropped; a state nobody owns any more is deleted."""
         for shard, found in recovered.items():
-            row = self.map.shard(shard)
-            if row is not None and _is_gone(row, self.node, found.replica):
-                self._log.drop(shard)
-            else:
-                self._open(found, row)
+            self._open(found, self.map.shard(shard))
         await self._bring_up(self.map.current, self._write_log)
         for shard in self._state.shards():
             if shard not in self.replicas and shard not in self.quarantined:

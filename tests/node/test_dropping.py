@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from cluster.errors import Code
+from cluster.raft.messages import Entry
+from cluster.types import EntryKind
 from node.cluster_map import PATH as MAP_PATH
 from node.replica import Replica
 from node.storage.identity import Identity, Sealed
@@ -54,8 +56,11 @@ async def test_whoever_waits_for_a_replica_that_goes_is_told() -> None:
             ticket = Read(Latch(), "kv", None)
             late(ticket)
             assert ticket.outcome is not None and ticket.outcome.code == Code.NOT_LEADER
+        replica.core.propose([Entry(0, 0, EntryKind.EMPTY, b"")])
         replica.touch()
         await node.pump.exclusively(nothing)
+        await node.pump.exclusively(nothing)
+        assert not node.stopped.done(), "a round of what is not here any more would break a law of the log"
         assert (await world.call(world.get_request(b"k"), node=node)).code == Code.WRONG_SHARD
 
 

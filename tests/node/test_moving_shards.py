@@ -31,9 +31,14 @@ async def test_a_replica_moves_to_another_node() -> None:
         await world.until(lambda: node.shards.replicas[1].core.applied_index == core.commit_index, "it has all")
         assert node.shards.replicas[1].state.digest() == leader.shards.replicas[1].state.digest()
         await world.check()
+        for each in world.nodes.values():
+            await each.upkeep.flush_now()
         await world.crash(list(world.names))
         for name in world.names:
             await world.start(name)
+        for each in row.replicas:
+            found = world.nodes[each.node].shards.replicas[1].core.configuration
+            assert set(found.voters) == {each.id for each in row.replicas}, "kept with the state"
         assert holds_nothing(world.nodes[leaver.node]) and added == world.nodes[target].shards.replica_of(1)
         await world.check()
 
