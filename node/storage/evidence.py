@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from cluster.ports import Disk
+from cluster.ports import Disk, StorageFailed
 from node.storage.identity import Identity, Sealed
 from node.storage.segment import Segment
 
@@ -29,7 +29,10 @@ async def keep_evidence(
             disk.remove(f"{DIRECTORY}/{name}")
         return 0
     marker = Sealed(disk, f"{DIRECTORY}/replicas")
-    known = set((marker.read(identity) or b"").decode().split())
+    try:
+        known = set((marker.read(identity) or b"").decode().split())
+    except StorageFailed:  # then it is copied once more
+        known = set()
     if replicas <= known:
         return 0
     disk.make_directory(DIRECTORY)

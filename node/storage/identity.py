@@ -1,18 +1,19 @@
 """Every file carries what it is, in which format, and whose: magic, format version, cluster id, node and boot id.
 
 A file of another format, cluster or node is refused before anything of it is used. The layout of this head
-is the same in every format, so that a newer one is told from a damaged one. `Sealed` keeps small
-facts (the last map, seed addresses) in one file that is replaced whole: temporary name, sync, rename, directory sync.
+is the same in every format, so that a newer one is told from a damaged one. `Sealed` keeps small facts (the incarnation, the
+last map) in two copies that are replaced whole, one after the other: temporary name, sync, rename, directory sync.
 """
 
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from zlib import crc32
 
 from cluster.errors import Code, TenfoldError
-from cluster.ports import Disk, StorageFailed
+from cluster.ports import Disk, File, StorageFailed
 from node.storage.failpoints import failpoint
 
 LOG = b"TENFLOG\n"
@@ -85,39 +86,71 @@ def _foreign(path: str, what: str, found: str, expected: str) -> ForeignFile:
 
 
 class Sealed:
-    """A small file that holds one value, replaced whole and durably."""
+    """One small value, replaced whole and durably. It lies in two files, of which one may rot: the other mends it."""
 
     def __init__(self, disk: Disk, path: str) -> None:
         self._disk = disk
         self._path = path
+        self._copies = (path, f"{path}.twin")
 
     def read(self, identity: Identity) -> bytes | None:
-        """The body; None where there is no file. ForeignFile; StorageFailed when it is damaged."""
-        if not self._disk.exists(self._path):
+        """The body; None where there is no file. ForeignFile; StorageFailed when no copy is whole.
+
+        A copy that is damaged, gone or older is made anew, without a sync: the other one is durable."""
+        found: dict[str, bytes] = {}
+        damage: StorageFailed | None = None
+        for path in self._copies:
+            try:
+                if self._disk.exists(path):
+                    found[path] = self._read_copy(path, identity)
+            except StorageFailed as error:
+                damage = error
+        if not found:
+            if damage is not None:
+                raise damage
             return None
-        file = self._disk.open(self._path)
+        body = next(iter(found.values()))  # they are written in this order
+        for path in self._copies:
+            if found.get(path) != body:
+                with suppress(StorageFailed):
+                    self._create_copy(path, identity, body).close()
+                    self._disk.rename(f"{path}.tmp", path)
+        return body
+
+    def _read_copy(self, path: str, identity: Identity) -> bytes:
+        file = self._disk.open(path)
         try:
             data = file.read(0, file.size())
         finally:
             file.close()
-        read_identity(SEALED, data, self._path, identity)
+        read_identity(SEALED, data, path, identity)
         body = data[BYTES + _CHECK.size :]
         if len(data) < BYTES + _CHECK.size or crc32(body) != _CHECK.unpack_from(data, BYTES)[0]:
-            raise StorageFailed(f"{self._path}: damaged")
+            raise StorageFailed(f"{path}: damaged")
         return body
 
     async def write(self, identity: Identity, body: bytes) -> None:
-        """Durable when it returns; after a crash the file holds the old or the new body, never a mixture."""
-        temporary = self._path + ".tmp"
+        """Durable when it returns; after a crash each copy holds the old or the new body, never a mixture."""
+        for path in self._copies:
+            file = self._create_copy(path, identity, body)
+            try:
+                await file.sync()
+            finally:
+                file.close()
+            failpoint("sealed.written")
+            self._disk.rename(f"{path}.tmp", path)
+            failpoint("sealed.renamed")
+        self._disk.sync_directory(self._path.rpartition("/")[0])
+
+    def _create_copy(self, path: str, identity: Identity, body: bytes) -> File:
+        """Under a temporary name."""
+        temporary = f"{path}.tmp"
         if self._disk.exists(temporary):
             self._disk.remove(temporary)
         file = self._disk.create(temporary)
         try:
             file.append([identity.encode(SEALED), _CHECK.pack(crc32(body)), body])
-            await file.sync()
-        finally:
+        except BaseException:
             file.close()
-        failpoint("sealed.written")
-        self._disk.rename(temporary, self._path)
-        failpoint("sealed.renamed")
-        self._disk.sync_directory(self._path.rpartition("/")[0])
+            raise
+        return file

@@ -321,3 +321,9 @@ def test_a_damaged_log_is_copied_aside_before_it_is_released() -> None:
     again, _ = drive(open_log(medium.attach()))
     assert sorted(medium.attach().list("damaged")) == sorted(disk.list("damaged")), "once, not at every start"
     assert again is not log
+    for name in disk.list("damaged"):
+        if not name.endswith(".log"):
+            medium.flip(f"damaged/{name}", 1300)
+    medium.incarnation += 1
+    _, found = drive(open_log(medium.attach()))
+    assert any(shard.quarantine for shard in found.values()), "the list of what was copied is nothing to fail for"

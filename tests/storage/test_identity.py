@@ -72,7 +72,7 @@ def test_every_flipped_bit_and_every_short_head_is_damage() -> None:
 
 
 def test_a_sealed_file_is_the_old_or_the_new_one_after_any_power_cut() -> None:
-    for steps in range(1, 12):
+    for steps in range(1, 16):
         for seed in range(12):
             medium = ForgettingDisk()
             Sealed(medium.attach(), "facts").read(MINE)
@@ -91,17 +91,61 @@ def test_a_sealed_file_is_the_old_or_the_new_one_after_any_power_cut() -> None:
             assert Sealed(medium.attach(), "facts").read(MINE) == b"newer"
 
 
-def test_a_damaged_sealed_file_is_not_read() -> None:
+def sealed_facts() -> tuple[MemoryDisk, Sealed, int]:
     disk = MemoryDisk()
     sealed = Sealed(disk, "facts")
     assert sealed.read(MINE) is None
     drive(sealed.write(MINE, b"body"))
-    size = disk.open("facts").size()
+    assert disk.list("") == ["facts", "facts.twin"]
+    return disk, sealed, disk.open("facts").size()
+
+
+@pytest.mark.parametrize("copy", ["facts", "facts.twin"])
+def test_a_damaged_copy_is_mended_from_its_twin(copy: str) -> None:
+    disk, sealed, size = sealed_facts()
+    whole = bytes(disk.medium.names[copy].data)
     for byte in range(size):
+        disk.medium.flip(copy, byte * 8 + byte % 8)
+        assert sealed.read(MINE) == b"body"
+        assert bytes(disk.medium.names[copy].data) == whole, "so that the other one may rot next"
+    disk.open(copy, writable=True).truncate(BYTES + 2)
+    assert sealed.read(MINE) == b"body" and bytes(disk.medium.names[copy].data) == whole
+    disk.remove(copy)
+    assert sealed.read(MINE) == b"body" and bytes(disk.medium.names[copy].data) == whole
+    assert disk.list("") == ["facts", "facts.twin"]
+    disk.medium.flip(copy, 3)
+    disk.medium.capacity = 0
+    assert sealed.read(MINE) == b"body", "also where there is no room to mend it"
+
+
+def test_two_damaged_copies_are_not_read() -> None:
+    for byte in range(0, sealed_facts()[2], 7):
+        disk, sealed, size = sealed_facts()
         disk.medium.flip("facts", byte * 8 + 2)
-        with pytest.raises((StorageFailed, ForeignFile)):
+        disk.medium.flip("facts.twin", (size - 1 - byte) * 8 + 1)
+        with pytest.raises(StorageFailed):
             sealed.read(MINE)
-        disk.medium.flip("facts", byte * 8 + 2)
-    disk.open("facts", writable=True).truncate(BYTES + 2)
+    disk, sealed, _ = sealed_facts()
+    disk.remove("facts.twin")
+    disk.medium.flip("facts", 900)
     with pytest.raises(StorageFailed):
+        sealed.read(MINE)
+
+
+def test_a_mended_copy_is_no_danger_to_the_other_after_a_power_cut() -> None:
+    for seed in range(20):
+        disk, sealed, _ = sealed_facts()
+        disk.medium.flip("facts", 1000)
+        assert sealed.read(MINE) == b"body"
+        disk.medium.crash(random.Random(seed))
+        assert Sealed(disk.medium.attach(), "facts").read(MINE) == b"body"
+
+
+def test_the_files_of_another_cluster_are_refused_in_either_copy() -> None:
+    disk, sealed, _ = sealed_facts()
+    with pytest.raises(ForeignFile):
+        sealed.read(Identity(b"other", "n1"))
+    drive(Sealed(disk, "other").write(Identity(b"other", "n1"), b"body"))
+    disk.rename("other.twin", "facts.twin")
+    with pytest.raises(ForeignFile):
         sealed.read(MINE)
