@@ -234,11 +234,14 @@ class Run:
     async def _converge(self, core: list[str] | None, looking: asyncio.Task[None]) -> None:
         """Returns when every shard's replicas on the nodes of `core` follow one leader and have applied its last entry; without
         `core` those of all, and nothing is on its way any more."""
-        deadline = self.loop.now + CONVERGE_S
+        patience_s = CONVERGE_S
+        if self.cluster.missing:  # whose copies are rebuilt only once they have been away for so long
+            patience_s += self.limits.down_after_ms / 1000
+        deadline = self.loop.now + patience_s
         missing = "?"
         while missing:
             if self.loop.now > deadline:
-                raise NeverConverged(f"{CONVERGE_S:g} s after healing {core or 'all'}: {missing}")
+                raise NeverConverged(f"{patience_s:g} s after healing {core or 'all'}: {missing}")
             await self._until(self.loop.now + LOOK_S, looking)
             missing = self._missing(list(self.cluster.hosts) if core is None else core)
             missing = missing or (self._moving() if core is None else "")
