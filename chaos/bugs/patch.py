@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+from cluster.raft import core
+
 
 class Patch(NamedTuple):
     """`owner.name` is `value` while the bug is in."""
@@ -16,11 +18,18 @@ class Patch(NamedTuple):
 
 
 class Bug(NamedTuple):
-    """`what` says in one line what the code does wrong."""
+    """`what` says in one line what the code does wrong. `seed` has found it before, and is tried first (0: none)."""
 
     name: str
     what: str
     patches: Sequence[Patch]
+    seed: int = 0
+
+
+def handlers(**changed: Any) -> dict[int, Any]:
+    """The core's handlers with some of them, named as their functions are, replaced."""
+    by_name = {function.__name__: kind for kind, function in core.HANDLERS.items()}
+    return core.HANDLERS | {by_name[name]: function for name, function in changed.items()}
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from chaos.cli import seconds
+from chaos.sim.bugs_cli import bugs
 from client.cli.output import Exit, Output, fail, note
 from cluster.errors import invalid
 
@@ -24,6 +25,7 @@ SEEDS_MAX = 1_000_000
 JOBS_MAX = 64
 
 app = typer.Typer(no_args_is_help=True)
+app.command("bugs")(bugs)
 
 Minutes = Annotated[float, typer.Option(help="Virtual minutes under faults, for each seed.")]
 Faults = Annotated[str, typer.Option(help="Kinds of faults, separated by commas; also all, none, damage.")]
