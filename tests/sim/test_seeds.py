@@ -17,37 +17,35 @@ from cluster.raft import core
 from cluster.raft.core import RaftCore
 from node.machines.sessions import Sessions
 
-SHORT_S = 8.0
+SHORT_S = 3.5
+SEEDS = 40
 
 
 def told(result: SeedResult) -> str:
     return "\n".join([f"seed {result.seed}: {result.verdict}", *result.reasons, *result.tail[-40:]])
 
 
-@pytest.mark.parametrize("seed", range(1, 7))
+@pytest.mark.parametrize("seed", range(1, SEEDS + 1))
 def test_a_seed_is_ok(seed: int) -> None:
     result = run_seed(Options(seed=seed, duration_s=SHORT_S))
     assert result.verdict == "ok", told(result)
-    assert result.operations > 50 and result.applied > 100
+    assert result.operations > 10 and result.applied > 20
 
 
-def test_two_processes_agree_on_the_trace() -> None:
-    documents = []
-    for number in ("1", "2"):
-        command = [sys.executable, "-m", "tenfold", "sim", "run", "--seed", "5", "--minutes", "0.1", "--json"]
-        ended = subprocess.run(
-            command,
-            env={**os.environ, "PYTHONHASHSEED": number},
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr
-        documents.append(json.loads(ended.stdout))
-    one, other = documents
-    assert one["trace_hash"] == other["trace_hash"] == one["seeds"][0]["trace_hash"]
-    assert one["verdict"] == "ok" and one["seeds"][0]["operations"] > 50 and one["ratio"] > 1
+def test_processes_agree_on_the_trace() -> None:
+    """This one and two workers, each with another seed for its hashes."""
+    command = [sys.executable, "-m", "tenfold", "sim", "run", "--seeds", "5..6", "--minutes", "0.06", "--jobs", "2"]
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    ended = subprocess.run(
+        [*command, "--json"], env=environment, capture_output=True, text=True, timeout=100, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads(ended.stdout)
+    assert document["verdict"] == "ok" and document["ratio"] > 0
+    here = [run_seed(Options(seed=seed, duration_s=0.06 * 60)) for seed in (5, 6)]
+    for there, mine in zip(document["seeds"], here, strict=True):
+        for name in ("seed", "verdict", "trace_hash", "operations", "faults", "virtual_s"):
+            assert there[name] == getattr(mine, name), name
 
 
 def test_another_seed_is_another_trace() -> None:
@@ -63,18 +61,18 @@ def test_a_schedule_is_data() -> None:
     assert result.verdict == "ok" and result.faults == 1, told(result)
 
 
-@pytest.mark.parametrize("seed", [3, 10, 11])
+@pytest.mark.parametrize("seed", [3, 10])
 def test_a_replica_that_lags_says_so(seed: int) -> None:
     """Its leader speaks, and what it was told to apply is far ahead of what it has."""
     crashes = ("kill", "kill-leader", "power", "stop")
-    result = run_seed(Options(seed=seed, duration_s=15.0, kinds=crashes, stale_bound=True))
+    result = run_seed(Options(seed=seed, duration_s=10.0, kinds=crashes, stale_bound=True))
     assert result.verdict == "ok", told(result)
 
 
-@pytest.mark.parametrize("name", ["heartbeat-commits-all", "votes-for-an-older-log", "applies-twice"])
+@pytest.mark.parametrize("name", ["said-before-synced", "votes-for-an-older-log", "applies-twice"])
 def test_a_bug_is_found(name: str) -> None:
     with infected(CATALOGUE[name]):
-        found = any(run_seed(Options(seed=seed, duration_s=20.0)).verdict == "violation" for seed in range(1, 13))
+        found = any(run_seed(Options(seed=seed, duration_s=12.0)).verdict == "violation" for seed in range(1, 9))
     assert found
 
 
