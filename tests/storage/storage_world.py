@@ -14,7 +14,10 @@ from cluster.limits import Limits
 from cluster.ports import Disk, File
 from cluster.raft.configuration import Configuration
 from cluster.raft.messages import Entry, HardState, SnapshotPoint
+from node.storage.identity import Identity
 from node.storage.log import Log, RecoveredShard, ShardRound
+from node.storage.record import FRAME_BYTES, read_frame, read_record
+from node.storage.segment import HEAD_BYTES, read_head
 
 T = TypeVar("T")
 CLUSTER = bytes(range(16))
@@ -142,6 +145,38 @@ def after_round(model: Model, rounds: list[ShardRound]) -> Model:
         changed[addition.shard] = changed[addition.shard].copy()
         changed[addition.shard].take(addition)
     return changed
+
+
+@dataclass(frozen=True)
+class Place:
+    """A record of the log, or with `shard` 0 the header of a frame. `kind` is the frame's, `record` the record's."""
+
+    path: str
+    kind: int
+    number: int
+    shard: int
+    offset: int
+    length: int
+    record: int = -1
+
+
+def places_of(disk: Disk, path: str) -> list[Place]:
+    """Where everything lies in a whole segment."""
+    file = disk.open(path)
+    salt = read_head(file, int(path[4:20], 16), Identity(CLUSTER, "n1")).salt
+    offset, places = HEAD_BYTES, []
+    while (frame := read_frame(file.read(offset, FRAME_BYTES), salt, offset)) is not None:
+        places.append(Place(path, frame.kind, frame.number, 0, offset, FRAME_BYTES))
+        body, at = file.read(offset + FRAME_BYTES, frame.length), offset + FRAME_BYTES
+        for sequence in range(frame.sequence, frame.sequence + frame.records):
+            record = read_record(body, at - offset - FRAME_BYTES, sequence)
+            assert record is not None and record.intact
+            places.append(Place(path, frame.kind, frame.number, record.shard, at, record.bytes, record.kind))
+            at += record.bytes
+        offset = frame.end
+    assert offset == file.size()
+    file.close()
+    return places
 
 
 class PowerCut(BaseException):

@@ -5,42 +5,28 @@ from __future__ import annotations
 
 import random
 from copy import deepcopy
-from dataclasses import dataclass
 
 import pytest
 
 from cluster.raft.messages import Entry, HardState
 from node.storage.log import RecoveredShard, ShardRound
 from node.storage.memory import ForgettingDisk
-from node.storage.record import FRAME_BYTES, RECORD_BYTES, FrameKind, read_frame, read_record
-from node.storage.segment import HEAD_BYTES, path_of, read_head
+from node.storage.record import FRAME_BYTES, RECORD_BYTES, FrameKind
+from node.storage.segment import HEAD_BYTES, path_of
 from tests.storage.storage_world import (
-    CLUSTER,
     VOTERS,
     Model,
+    Place,
     after_round,
     begun,
     difference,
     drive,
     next_round,
     open_log,
+    places_of,
 )
 
-from node.storage.identity import Identity  # isort: skip
-
 ROUNDS = 24
-
-
-@dataclass(frozen=True)
-class Place:
-    """A record of the log, or with `shard` 0 the header of a frame."""
-
-    path: str
-    kind: int
-    number: int
-    shard: int
-    offset: int
-    length: int
 
 
 class Written:
@@ -65,27 +51,9 @@ class Written:
         log.append(rounds)
         drive(log.sync())
         self.paths = [f"log/{name}" for name in self.medium.attach().list("log")]
-        self.places = [place for path in self.paths for place in self._places(path)]
+        self.places = [place for path in self.paths for place in places_of(self.medium.attach(), path)]
         self.last_number = max(place.number for place in self.places)
         self.model = self.models[-1]
-
-    def _places(self, path: str) -> list[Place]:
-        file = self.medium.attach().open(path)
-        number = int(path[4:20], 16)
-        salt = read_head(file, number, Identity(CLUSTER, "n1")).salt
-        offset, places = HEAD_BYTES, []
-        while (frame := read_frame(file.read(offset, FRAME_BYTES), salt, offset)) is not None:
-            places.append(Place(path, frame.kind, frame.number, 0, offset, FRAME_BYTES))
-            body, at = file.read(offset + FRAME_BYTES, frame.length), 0
-            for sequence in range(frame.sequence, frame.sequence + frame.records):
-                record = read_record(body, at, sequence)
-                assert record is not None and record.intact
-                size = RECORD_BYTES + len(record.payload)
-                places.append(Place(path, frame.kind, frame.number, record.shard, offset + FRAME_BYTES + at, size))
-                at += size
-            offset = frame.end
-        assert offset == file.size()
-        return places
 
     def last(self, place: Place) -> bool:
         return place.number == self.last_number and place.kind == FrameKind.ROUND
