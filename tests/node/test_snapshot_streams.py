@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.ports import ChannelBroken
+from cluster.ports import ChannelBroken, StorageFailed
 from cluster.raft.messages import Message, MessageKind
 from node.app import Node
 from proto.gen import peer_pb2
@@ -305,6 +305,47 @@ async def test_a_node_far_behind_catches_up_under_load() -> None:
         await asyncio.gather(*writing)
         await caught_up(world, node, leader)
         await world.until(lambda: core.log.last_index - core.log.base_index <= 16, "nothing more is kept")
+
+
+@pytest.mark.parametrize("where", ["leader", "late"])
+async def test_a_node_whose_storage_fails_on_the_way_stops(where: str) -> None:
+    """Where it is read as where it is written; the other end is told, and may go on."""
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        node = await world.start(late)
+        rotten = leader if where == "leader" else node
+        engine: Any = rotten.state.engine
+        write, snapshot = engine.write, engine.snapshot
+
+        def fail(key: bytes) -> None:
+            if key.startswith(b"d\0\1\0\0\0\1" if rotten is node else b"d\0\1\0\0\0\0"):
+                raise StorageFailed("bad sector")
+
+        def failing_write(batch: Any) -> bool:
+            for key in batch:
+                fail(key)
+            return bool(write(batch))
+
+        def failing_snapshot() -> Any:
+            frozen = snapshot()
+            scan = frozen.scan
+
+            def failing_scan(start: bytes, end: bytes) -> Any:
+                for pair in scan(start, end):
+                    fail(pair[0])
+                    yield pair
+
+            frozen.scan = failing_scan
+            return frozen
+
+        if rotten is node:
+            engine.write = failing_write
+        else:
+            engine.snapshot = failing_snapshot
+        error = await rotten.stopped
+        assert isinstance(error, StorageFailed) and str(error) == "bad sector"
+        other = node if rotten is leader else leader
+        assert not other.stopped.done() and node.snapshots.installed == 0
 
 
 def no_way(address: str) -> Any:
