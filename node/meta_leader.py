@@ -21,12 +21,14 @@ from proto.gen import entry_pb2, meta_pb2
 
 
 class MetaLeader:
-    """`notify` and `changed` tell of everything that may change an answer here: meta's log, its leadership, the map."""
+    """`changed` tells of everything that may change an answer here: meta's log, its leadership, its coming and going, the map."""
 
     def __init__(self, shards: Shards, map: ClusterMap, peers: Peers) -> None:
         self._shards = shards
         self._map = map
         self._peers = peers
+        self._absent: list[asyncio.Future[None]] = []  # who waits while meta is not here
+        shards.on_opened.append(self._opened)
 
     @property
     def replica(self) -> Replica | None:
@@ -81,10 +83,20 @@ class MetaLeader:
         """Resolved at the next change of meta here, of who leads it, of the map or of an address."""
         replica = self.replica
         if replica is None:
-            return self._map.changed()
+            future = self._map.changed()
+            self._absent = [waiter for waiter in self._absent if not waiter.done()]
+            self._absent.append(future)
+            return future
         future = replica.changed()
         self._map.notify(future)
         return future
+
+    def _opened(self, replica: Replica) -> None:
+        if replica.shard == META_SHARD:
+            waiters, self._absent = self._absent, []
+            for future in waiters:
+                if not future.done():
+                    future.set_result(None)
 
     def _not_leader(self) -> TenfoldError:
         leader = self._leader_address()
