@@ -124,7 +124,7 @@ def _refuse_other_settings(cluster: LocalCluster, given: dict[str, Any], zones: 
     }
     for name, (is_now, wanted) in has.items():
         if wanted is not None and wanted != is_now:
-            shown = ",".join(is_now) or "none" if isinstance(is_now, list) else is_now
+            shown = ",".join(is_now) or "none" if isinstance(is_now, list) else f"{is_now:g}"
             option = f"--{name.replace('_', '-')}"
             raise invalid(name, f"the cluster in {cluster.layout.root} has {option} {shown}; leave {option} out")
 

@@ -58,7 +58,8 @@ async def _add(count: int, zones: list[str], rebalance: bool, directory: Path, o
         "added": [{"node": each.node, "zone": each.zone, "address": cluster.addresses[each.node]} for each in entries],
         "moved": moved,
     }
-    told = "they hold nothing until `tenfold rebalance`" if moved is None else f"{moved} replicas moved"
+    empty = f"{'it holds' if len(added) == 1 else 'they hold'} nothing until `tenfold rebalance`"
+    told = empty if moved is None else f"{moved} replicas moved"
     output.result(document, f"added {', '.join(added)}; {told}")
 
 

@@ -81,6 +81,11 @@ class Launcher:
         run = self.layout.read_run(node)
         return run.address if run else self.cluster.entry(node).address
 
+    def running_addresses(self) -> list[str]:
+        """Where those listen that run."""
+        conditions = self.conditions(self.cluster.names)
+        return [self.address(node) for node, (each, _) in conditions.items() if each is Condition.RUNNING]
+
     def trouble(self, node: str) -> str:
         """Why a node that is down did not come up, or will not as it was; "" if it only is down."""
         cluster = self.cluster

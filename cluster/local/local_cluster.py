@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Self
 
 from cluster.errors import Code, TenfoldError
-from cluster.local.admin import Admin
 from cluster.local.ask import Asker, leaders
 from cluster.local.cluster_file import ClusterFile, new_cluster
 from cluster.local.free_ports import free_ports, is_free
@@ -25,7 +24,6 @@ from cluster.local.layout import Layout
 from cluster.local.lock import directory_lock
 from cluster.local.members import Members, Progress
 from cluster.local.rolling import Restarted, RollingRestart
-from cluster.ring.shard_map import first_map
 from cluster.types import META_SHARD
 from proto.gen import meta_pb2, node_pb2
 
@@ -75,8 +73,7 @@ class LocalCluster:
         self.layout = Layout(Path(tempfile.gettempdir()) / f"tenfold-{secrets.token_hex(6)}" if dir is None else dir)
         self.launcher = Launcher(self.layout, die_with_parent=die_with_parent)
         self._asker = Asker()
-        self._admin = Admin(self._asker, self._running_addresses)
-        self._members = Members(self.launcher, self._admin, self.shard_map)
+        self._members = Members(self.launcher, self._asker)
 
     @classmethod
     def at(cls, dir: str | Path, *, die_with_parent: bool = False) -> LocalCluster:
@@ -230,10 +227,6 @@ class LocalCluster:
         restart = RollingRestart(self.launcher, self._replies, self.shard_map, tell)
         return await restart.run(names(self.cluster, nodes) or self.nodes)
 
-    def _running_addresses(self) -> list[str]:
-        conditions = self.launcher.conditions(self.nodes)
-        return [self.launcher.address(node) for node, (each, _) in conditions.items() if each is Condition.RUNNING]
-
     async def _replies(self) -> dict[str, node_pb2.StatusReply]:
         return {each.node: each.reply for each in await self.status() if each.reply is not None}
 
@@ -291,9 +284,4 @@ class LocalCluster:
 
     async def shard_map(self) -> meta_pb2.ShardMap:
         """The newest map a running node knows; the one the cluster was born with if none answers."""
-        told = await self._asker.shard_maps(self._running_addresses())
-        if told:
-            return max(told, key=lambda each: each.epoch)
-        cluster = self.cluster
-        members = [(entry.node, entry.address, entry.zone) for entry in cluster.birth]
-        return first_map(bytes.fromhex(cluster.cluster_id), members, cluster.shards, cluster.replication_factor)
+        return await self._members.shard_map()

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from cluster.errors import Code, TenfoldError
 from cluster.local.admin import Admin
+from cluster.local.ask import Asker
 from cluster.local.launcher import Launcher, names, until
-from cluster.ring.shard_map import shards_on
+from cluster.ring.shard_map import first_map, shards_on
 from proto.gen import meta_pb2, node_pb2
 
 JOIN_TIMEOUT_S = 60.0
@@ -22,8 +23,6 @@ POLL_S = 0.25
 
 Progress = Callable[[int, int, str], None]
 """Takes how many replicas of how many have moved, and what is under way."""
-
-MapNow = Callable[[], Awaitable[meta_pb2.ShardMap]]
 
 
 class _Left(NamedTuple):
@@ -36,10 +35,19 @@ class _Left(NamedTuple):
 
 
 class Members:
-    def __init__(self, launcher: Launcher, admin: Admin, shard_map: MapNow) -> None:
+    def __init__(self, launcher: Launcher, asker: Asker) -> None:
         self._launcher = launcher
-        self._admin = admin
-        self._shard_map = shard_map
+        self._asker = asker
+        self._admin = Admin(asker, launcher.running_addresses)
+
+    async def shard_map(self) -> meta_pb2.ShardMap:
+        """The newest map a running node knows; the one the cluster was born with if none answers."""
+        told = await self._asker.shard_maps(self._launcher.running_addresses())
+        if told:
+            return max(told, key=lambda each: each.epoch)
+        cluster = self._launcher.cluster
+        members = [(entry.node, entry.address, entry.zone) for entry in cluster.birth]
+        return first_map(bytes.fromhex(cluster.cluster_id), members, cluster.shards, cluster.replication_factor)
 
     async def add(self, count: int, zones: Sequence[str], timeout_s: float = JOIN_TIMEOUT_S) -> list[str]:
         """Starts so many new nodes; their names, once they are members."""
@@ -47,7 +55,7 @@ class Members:
         await self._launcher.start(added)
 
         async def joined() -> bool:
-            states = {member.node: member.state for member in (await self._shard_map()).members}
+            states = {member.node: member.state for member in (await self.shard_map()).members}
             return all(states.get(node, meta_pb2.Member.JOINING) != meta_pb2.Member.JOINING for node in added)
 
         late = f"{', '.join(added)} did not join within {timeout_s:g} s; they go on trying, `tenfold status` shows"
@@ -57,12 +65,12 @@ class Members:
     async def drain(self, node: str, progress: Progress | None = None) -> int:
         """Lets the cluster move every replica away from `node`; how many there were. Returns when it holds none."""
         names(self._launcher.cluster, [node])
-        held = len(shards_on(await self._shard_map(), node))
+        held = len(shards_on(await self.shard_map(), node))
         await self._admin.ask("Drain", node_pb2.DrainRequest(node=node))
 
         async def left() -> _Left:
             status = await self.driver_status()
-            count = len(shards_on(await self._shard_map(), node))
+            count = len(shards_on(await self.shard_map(), node))
             return _Left(count, _told(status.moving), not status.moving, status.stuck)
 
         await self._until_none(left, held, progress)
@@ -86,7 +94,7 @@ class Members:
     async def _is_member(self, node: str) -> bool:
         """By the newest map that a node of the cluster tells, once the meta leader has answered."""
         await self.driver_status()
-        return node in {member.node for member in (await self._shard_map()).members}
+        return node in {member.node for member in (await self.shard_map()).members}
 
     async def planned(self) -> node_pb2.RebalanceReply:
         """The moves that a rebalance would make now."""

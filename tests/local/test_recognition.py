@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from cluster.local.ask import leaders
 from cluster.local.cluster_file import new_cluster
 from cluster.local.launcher import LOST, Condition, Launcher
 from cluster.local.layout import Layout
+from cluster.local.local_cluster import LocalCluster
 from proto.gen import node_pb2
 
 
@@ -107,3 +110,15 @@ def test_the_leader_is_the_one_in_the_highest_term() -> None:
     ]
     assert leaders(replies) == {0: "n2", 1: "n1"}
     assert leaders(reversed(replies)) == {0: "n2", 1: "n1"}
+
+
+def test_a_cluster_that_nobody_holds_is_freed_at_once(tmp_path: Path) -> None:
+    """Its children that end later are reaped by the next start in this process, and by nobody while something refers to them."""
+    held = LocalCluster(dir=tmp_path / "c")
+    launcher = weakref.ref(held.launcher)
+    gc.disable()
+    try:
+        del held
+        assert launcher() is None
+    finally:
+        gc.enable()

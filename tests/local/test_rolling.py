@@ -27,7 +27,7 @@ class Stage:
 
     async def stop(self, nodes: Sequence[str]) -> list[str]:
         self.stopped.extend(nodes)
-        await self.cluster.kill(*nodes)
+        await self.cluster.kill(*(node for node in nodes if node in self.cluster.up))
         return [node for node in nodes if node in self._killed]
 
     async def start(self, nodes: Sequence[str]) -> list[str]:
@@ -65,6 +65,27 @@ async def test_one_that_does_not_come_back_is_the_last() -> None:
     with pytest.raises(TenfoldError, match="n1 has not caught up; n1 was restarted, n2, n3 were not"):
         await stage.run(["n1", "n2", "n3"], timeout_s=0.3)
     assert stage.stopped == ["n1"]
+
+
+async def test_who_is_interrupted_leaves_no_node_down() -> None:
+    """The node was stopped and is being started when the interrupt comes."""
+    stage, starting = Stage(), asyncio.Event()
+    start = stage.start
+
+    async def slow(nodes: Sequence[str]) -> list[str]:
+        if not starting.is_set():
+            starting.set()
+            await asyncio.Event().wait()
+        return await start(nodes)
+
+    stage.start = slow  # type: ignore[method-assign]
+    restarting = asyncio.create_task(stage.run(["n1", "n2"]))
+    await starting.wait()
+    assert "n1" not in stage.cluster.up
+    restarting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restarting
+    assert stage.cluster.up == set(stage.cluster.nodes) and set(stage.stopped) == {"n1"}
 
 
 def test_who_votes_and_what_moves_is_told_by_the_stages() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from client.bench import replication
+from client.bench import move, replication
 from client.bench.etcd import EtcdClient, EtcdCluster, installed
 from client.bench.load import Usage, measure
 from client.bench.plain import PlainClient
@@ -37,6 +37,15 @@ async def test_the_plain_client_writes_what_it_says() -> None:
             await asyncio.gather(*(plain.put(key, value) for key, value in pairs.items()))
             found = await subject.client.kv.get_many(list(pairs))
     assert [each.value for each in found if each is not None] == list(pairs.values())
+
+
+async def test_a_node_joins_under_a_paced_load_and_gets_its_share() -> None:
+    async with asyncio.timeout(LIMIT_S):
+        found = await move.run(move.Plan(keys=500, callers=2, rate_per_s=100, seconds=0.5))
+    assert [phase["phase"] for phase in found.phases] == ["quiet", "joining", "moving", "after"]
+    assert all(phase["operations"] > 0 and not phase["failures"] for phase in found.phases)
+    assert 0 < found.moved <= found.replicas / 3 and found.findings[1].met
+    assert found.findings[0].figure is not None
 
 
 @pytest.mark.skipif(not installed(), reason="etcd is not installed")
