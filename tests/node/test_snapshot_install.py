@@ -5,33 +5,17 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from cluster.errors import Code, TenfoldError
-from cluster.limits import DEFAULT
 from cluster.raft.messages import Message, MessageKind
-from node.app import Node
 from node.snapshots import Sending
 from node.transport.snapshot_stream import Arriving
 from proto.gen import kv_pb2, node_pb2, peer_pb2
 from tests.node.cluster_world import ClusterWorld, Context
-
-SHORT_LOGS = replace(DEFAULT, log_entries_kept_max=8, log_bytes_kept_max=4096)
-
-
-async def one_falls_behind(world: ClusterWorld) -> tuple[Node, str]:
-    """The leader, and a node that is down and can only catch up by a snapshot."""
-    await world.put(b"k0", b"first")
-    leader = world.leader(1)
-    assert leader is not None
-    late = next(name for name in world.names if name != leader.config.node)
-    await world.crash([late], keep=True)
-    for i in range(50):
-        assert (await world.put(b"key-%d" % i, b"x" * 100)).code == 0
-    return leader, late
+from tests.node.snapshot_world import SHORT_LOGS, one_falls_behind
 
 
 async def every(sending: Sending) -> list[peer_pb2.SnapshotChunk]:
