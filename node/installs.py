@@ -33,7 +33,11 @@ log = structlog.get_logger("snapshots")
 
 
 class Refused(Exception):
-    """What has come is of no use: it is thrown away, and the sender is told."""
+    """What has come is of no use: it is thrown away, and the sender is told; also that the replica `held` it all."""
+
+    def __init__(self, reason: str, *, held: bool = False) -> None:
+        super().__init__(reason)
+        self.held = held
 
 
 class Half:
@@ -48,7 +52,7 @@ class Half:
         self.next = 0
         self.whole = False
         self.over = False  # installed or thrown away
-        self.installing = False
+        self.installed: asyncio.Future[str] | None = None  # once it is whole: resolved with why not, empty if it was
         self.free = asyncio.Event()  # no stream brings it at present
         self.timer: asyncio.TimerHandle | None = None
         self._digest = xxhash.xxh3_64()
@@ -68,7 +72,7 @@ class Half:
         else:
             await self.sink.add(chunk.pairs)
             self._digest.update(chunk.pairs)
-        self.next += 1
+            self.next += 1
 
 
 class Installs:
@@ -103,7 +107,7 @@ class Installs:
                     acknowledged, unacknowledged_bytes = half.next, 0
                     yield peer_pb2.SnapshotReply(next=half.next)
             # From here on the install is the node's own affair: the sender may die, and this call with it.
-            installed = self._install_soon(half)
+            installed = half.installed or self._install_soon(half)
             while not await _done_within(self._limits.snapshot_idle_ms / 4000, installed):
                 yield peer_pb2.SnapshotReply(next=half.next)
             reason = installed.result()
@@ -112,7 +116,7 @@ class Installs:
             log.info("snapshot refused", shard=replica.shard, sender=node, reason=str(refusal))
             if half is not None:
                 self._throw_away(half)
-            yield peer_pb2.SnapshotReply(done=True, reason=str(refusal))
+            yield peer_pb2.SnapshotReply(done=True, accepted=refusal.held, reason=str(refusal))
         except StorageFailed as error:
             self._spawn(self.fail(error), "storage failed")
             raise TenfoldError(Code.UNAVAILABLE, "the storage failed") from None
@@ -140,10 +144,13 @@ class Installs:
         message = from_wire(header.message)
         if message.kind != MessageKind.SNAPSHOT or message.configuration is None:
             raise TenfoldError(Code.INVALID_ARGUMENT, "message: not a snapshot's, or without its configuration")
-        half = await self._idle_half(replica, node)
-        if not replica.core.wants_snapshot(message):
+        half = await self._idle_half(replica, node, header)
+        if half is not None and half.installed is not None:
+            return half
+        core = replica.core
+        if not core.wants_snapshot(message):
             replica.receive(message)  # the core answers with what it has
-            raise Refused("not wanted")
+            raise Refused("not wanted", held=message.term >= core.term and message.index <= core.commit_index)
         if half is not None and not (half.replica is replica and half.same(node, header)):
             self._throw_away(half)
             half = None
@@ -155,13 +162,13 @@ class Installs:
             half.timer = None
         return half
 
-    async def _idle_half(self, replica: Replica, node: str) -> Half | None:
+    async def _idle_half(self, replica: Replica, node: str, header: peer_pb2.SnapshotHeader) -> Half | None:
         """What there is of a snapshot for that shard, once no other stream brings it. One that can no longer be installed,
         since its sender is deposed, makes room at once."""
         while (half := self._halves.get(replica.shard)) is not None:
-            if half.installing:
+            if half.installed is not None and not half.same(node, header):
                 raise Refused("another snapshot is being installed")
-            if half.free.is_set():
+            if half.installed is not None or half.free.is_set():
                 break
             if half.replica is not replica or not replica.core.wants_snapshot(half.message):
                 self._throw_away(half)
@@ -186,7 +193,7 @@ class Installs:
     def _let_go(self, half: Half) -> None:
         """The stream that brought it is over."""
         half.free.set()
-        if half.over or half.installing or self._closing:
+        if half.over or half.installed is not None or self._closing:
             return
         half.timer = asyncio.get_running_loop().call_later(
             self._limits.snapshot_resume_ms / 1000, self._throw_away, half
@@ -219,9 +226,9 @@ class Installs:
     # -- install -------------------------------------------------------------------------------------------------------
 
     def _install_soon(self, half: Half) -> asyncio.Future[str]:
-        """Resolved with why it was not installed; empty when it was."""
-        half.installing = half.replica.installing = True
+        half.replica.installing = True
         installed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        half.installed = installed
         self._spawn(self._install(half, installed), f"install-{half.replica.shard}")
         return installed
 
@@ -234,12 +241,12 @@ class Installs:
                     half.sink.finish()
                 self.installed += 1
                 reason = ""
-                log.info("snapshot installed", shard=replica.shard, index=half.message.index, chunks=half.next - 1)
+                log.info("snapshot installed", shard=replica.shard, index=half.message.index, chunks=half.next)
         except TenfoldError as error:
             reason = error.message
             log.info("snapshot not installed", shard=replica.shard, reason=reason)
         finally:
-            half.installing = replica.installing = False
+            replica.installing = False
             self._throw_away(half)  # without effect on what was switched to
             if not installed.done():
                 installed.set_result(reason)

@@ -295,10 +295,11 @@ class SnapshotReply(_message.Message):
     ACCEPTED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     next: _builtins.int
-    """the first number not yet taken"""
+    """the first number not yet taken; the last chunk's again when it has been"""
     done: _builtins.bool
     """the last reply: installed, or refused for `reason`"""
     accepted: _builtins.bool
+    """the replica holds what the snapshot does"""
     reason: _builtins.str
     def __init__(
         self,

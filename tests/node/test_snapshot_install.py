@@ -73,16 +73,17 @@ async def test_an_install_whose_sender_died_is_not_mixed_with_the_next() -> None
         header, chunks = sending.header, await every(sending)
         sending.source.close()
 
-        async def answers() -> list[peer_pb2.SnapshotReply]:
+        async def answers(number: int) -> list[peer_pb2.SnapshotReply]:
             arriving = Arriving(stream_of(chunks), SHORT_LOGS)
-            return [reply async for reply in receive(replica, leader.config.node, header, arriving)]
+            named = peer_pb2.SnapshotHeader(message=header.message, time_ms=header.time_ms, id=number)
+            return [reply async for reply in receive(replica, leader.config.node, named, arriving)]
 
         until_free = asyncio.Event()
         holding = asyncio.ensure_future(node.pump.exclusively(until_free.wait))  # type: ignore[arg-type]
-        first = asyncio.ensure_future(answers())
+        first = asyncio.ensure_future(answers(1))
         await world.until(lambda: replica.installing and node.pump.jobs_waiting, "the install waits for the pump")
         first.cancel()
-        (second,) = await answers()
+        (second,) = await answers(2)
         assert second.done and not second.accepted, "one install at a time, and the first is still under way"
         until_free.set()
         await holding

@@ -58,6 +58,40 @@ async def test_it_goes_on_where_the_stream_broke() -> None:
         assert frozen.open == 0 and len(generations(world, late)) == 1
 
 
+async def test_a_stream_that_breaks_while_it_is_installed_changes_nothing() -> None:
+    """The sender asks again, and is told of that very install or by the core; nothing comes twice, no other one is made."""
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        frozen, streams = Frozen(leader), []
+
+        def watch(chunk: peer_pb2.SnapshotChunk, stream: Any) -> None:
+            if stream not in streams:
+                streams.append(stream)
+
+        Line(leader, watch)
+        node = await world.start(late)
+        tap = Tap(node)
+        flushing, go = asyncio.Event(), asyncio.Event()
+        flush = node.state.flush
+
+        async def slow() -> Any:
+            flushing.set()
+            await go.wait()
+            return await flush()
+
+        node.state.flush = slow  # type: ignore[method-assign]
+        await world.until(lambda: node.shards.replicas[1].installing, "it is whole")
+        await flushing.wait()
+        streams[0].cancel()
+        await world.until(lambda: len(tap.headers) == 2, "the sender asks again")
+        go.set()
+        await world.until(lambda: node.snapshots.installed == 1, "installed")
+        await world.until(lambda: frozen.open == 0, "let go")
+        assert frozen.made == 1 and all(reply.accepted for reply in tap.last)
+        assert tap.taken == list(range(len(tap.taken)))
+        await caught_up(world, node, leader)
+
+
 async def test_a_chunk_that_is_damaged_on_the_way_comes_again() -> None:
     async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
         leader, late = await one_falls_behind(world)

@@ -58,7 +58,7 @@ class Receiver:
         while not (chunk := await chunks.next()).last:
             self.came.append((self.now(), header.message.shard, len(chunk.pairs)))
             yield peer_pb2.SnapshotReply(next=chunk.number + 1)
-        yield peer_pb2.SnapshotReply(next=chunk.number + 1, done=True, accepted=True)
+        yield peer_pb2.SnapshotReply(next=chunk.number, done=True, accepted=True)
 
 
 class World:

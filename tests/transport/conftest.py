@@ -126,7 +126,7 @@ class Recorder:
         whole = b"".join(held)
         assert chunk.digest == xxhash.xxh3_64_intdigest(whole)
         self.snapshots.append((node, header.message.shard, whole))
-        yield peer_pb2.SnapshotReply(next=len(held) + 1, done=True, accepted=True)
+        yield peer_pb2.SnapshotReply(next=len(held), done=True, accepted=True)
 
     async def until_attempts(self, more: int) -> None:
         """Until the links have tried so many times more to open a stream."""

@@ -75,7 +75,7 @@ async def test_a_snapshot_arrives_whole(station) -> None:
     source = frozen()
     content = await whole(source)
     reply = await a.peers.send_snapshot("b", header(), source)
-    assert reply.accepted and reply.next == 41
+    assert reply.accepted and reply.next == 40
     assert b.recorder.snapshots == [("a", 3, content)]
     assert (await a.peers.send_snapshot("b", header(4), frozen(0))).accepted
     assert b.recorder.snapshots[1] == ("a", 4, b"")
