@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SEEDS ?= 1 2 3 4 5 6 7 8 9 10
+NIGHT ?= 60m
+JOBS ?= 2
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -17,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input install --pro
 # pip's own lines, without the ones that say nothing is left to do
 BRIEF := sed -u -n -E '/^(Collecting|Building|Installing|Successfully)/{s/ \(from .*//;s/^(.{100}).*/\1/;p}'
 
-.PHONY: help setup demo test check format-check fmt lint types contracts generated proto golden chaos chaos-night bench clean
+.PHONY: help setup demo test check format-check fmt lint types contracts generated proto golden chaos chaos-night sim-night bench clean
 
 help: ## this list
 	@sed -n -E 's/^([a-z-]+):.*## (.*)$$/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-14s %s\n' "$$name" "$$what"; done
@@ -83,6 +85,9 @@ chaos-night: $(READY) ## kills and changing members, ten seeds each, and ten rol
 	  one members --nodes 3 --duration 60s --seed $$seed --out build/chaos/members-$$seed; \
 	done; \
 	one rolling --nodes 3 --rounds 10 --out build/chaos/rolling; exit $$bad
+
+sim-night: $(READY) ## an hour of seeds in virtual time on two cores; one bad verdict fails
+	@$(BIN)/tenfold sim run --for $(NIGHT) --jobs $(JOBS)
 
 bench: $(READY) ## replication factor, callers and batches, a node that joins; tables and an SVG in build/bench
 	@$(BIN)/tenfold bench replication --out build/bench

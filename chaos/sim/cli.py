@@ -113,6 +113,8 @@ def shrink(
 def _seeds(seed: int | None, seeds: str, *, endless: bool) -> Iterable[int]:
     if not seeds:
         first = seed if seed is not None else secrets.randbelow(SEEDS_MAX)
+        if endless:
+            note(f"seeds from {first} on")
         return range(first, first + (SEEDS_MAX if endless else 1))
     matched = re.fullmatch(r"(\d+)\.\.(\d+)", seeds)
     if matched is None or seed is not None:
