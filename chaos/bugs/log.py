@@ -27,7 +27,7 @@ def _committed(state: State, index: int) -> None:
     state.commit_index = index
     if first:
         read_index.term_committed(state)
-    if index >= state.settle_index:
+    if index >= max(state.term_start, state.settle_index):
         reconfigure.go_on(state)
 
 

@@ -102,12 +102,18 @@ class ClientStore:
 
     async def _call(self, work: Coroutine[Any, Any, T], name: str) -> T:
         task = self._loop.start(self._process, work, name)
+        left = False
+
+        def leave() -> None:
+            nonlocal left
+            left = task.cancel()
+
         if self._chance.random() < IMPATIENT_SHARE:
-            self._loop.at(self._loop.now + self._chance.expovariate(1 / IMPATIENT_S), task.cancel)
+            self._loop.at(self._loop.now + self._chance.expovariate(1 / IMPATIENT_S), leave)
         try:
             return await task
         except asyncio.CancelledError:
-            if not task.cancelled():
+            if not left or not task.cancelled():
                 raise
             raise TenfoldError(Code.UNKNOWN_OUTCOME, "the caller lost patience") from None
 
