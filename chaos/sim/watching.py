@@ -16,6 +16,8 @@ from cluster.ring.ring import shard_of
 
 PAUSE_S = 0.1
 CAUGHT_UP_S = 30.0
+NOBODY_THERE = (Code.DEADLINE_EXCEEDED, Code.DEADLINE_PASSED, Code.UNAVAILABLE, Code.UNREACHABLE)
+"""A watch ends so when it cannot begin or go on for long."""
 
 
 class Watcher:
@@ -58,7 +60,7 @@ class Watcher:
             shard, floor = int(str(error.details["shard"])), int(str(error.details["floor"]))
             self._excused[shard] = max(floor, self._excused.get(shard, 0))
             return str(error.details["oldest_token"])
-        if error.code not in (Code.DEADLINE_EXCEEDED, Code.UNAVAILABLE):
+        if error.code not in NOBODY_THERE:
             self.breaches.append(f"the watch ended: {error!r}")
         return watch.token if token is not None else None
 
