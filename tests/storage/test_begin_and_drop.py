@@ -141,8 +141,14 @@ def test_the_same_id_never_begins_twice() -> None:
     assert log.begin(1, 14, VOTERS, fresh=True) == ""
     log.drop(1)
     append(log)
+    for shard in (2, 3):
+        log.begin(shard, 11, VOTERS, fresh=True)
+        append(log)
     log, found = opened(disk)
-    assert found == {} and log.dropped == {1: 14}
+    assert set(found) == {2, 3} and log.dropped == {1: 14}
+    assert log.release({}) > 0 and len(disk.list("log")) == 1, "only a checkpoint remembers it now"
+    log, found = opened(disk)
+    assert set(found) == {2, 3} and log.dropped == {1: 14}
     assert "was here before" in log.begin(1, 12, VOTERS, fresh=True), "ids only grow: an old map asks for this"
 
 
@@ -238,6 +244,16 @@ def test_damage_found_later_bars_also_those_who_were_new_before_it() -> None:
         copy.flip(current, 8 * (size - back))
         _, found = opened(copy.attach(), "boot-1")
         assert {shard for shard, each in found.items() if each.quarantine} == expected, back
+
+
+def test_damage_at_the_end_of_the_only_segment_bars_who_had_begun_in_it() -> None:
+    disk, log = with_one()
+    (name,) = disk.list("log")
+    end = disk.open(f"log/{name}").size()
+    append(log, some(11, 4))
+    disk.medium.flip(f"log/{name}", 8 * (end + 9))
+    log, found = opened(disk)
+    assert found[1].quarantine == log.suspect != ""
 
 
 def test_a_missing_segment_bars_only_those_who_had_begun_before_it() -> None:
