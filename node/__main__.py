@@ -149,7 +149,7 @@ async def _run(config: NodeConfig, directory: Path) -> int:
     gc.collect()
     gc.freeze()  # what lives for ever is not looked at again
     failure = await node.stopped
-    if isinstance(failure, StateDamaged):
+    if isinstance(failure, StateDamaged) and not node.stopping:
         _begin_anew(directory, failure)
     if failure is not None:
         _crash("stopping after a failure", failure)
@@ -168,7 +168,10 @@ def _begin_anew(directory: Path, damage: StateDamaged) -> NoReturn:
     now = time.monotonic()
     if now - float(os.environ.get(SET_ASIDE_AT, "-inf")) < SET_ASIDE_AGAIN_S:
         _crash("the state is damaged again", damage)
-    aside = set_aside(directory / STATE)
+    try:
+        aside = set_aside(directory / STATE)
+    except StorageFailed as failure:
+        _crash("the damaged state cannot be set aside", failure)
     os.environ[SET_ASIDE_AT] = str(now)
     structlog.get_logger("node").critical("state damaged: going on without it", error=str(damage), kept=str(aside))
     sys.stderr.flush()

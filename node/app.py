@@ -272,6 +272,11 @@ class Node:
         if not self.stopped.done():
             self.stopped.set_result(error)
 
+    @property
+    def stopping(self) -> bool:
+        """It was told to."""
+        return self._stopping
+
     def begin_stop(self) -> None:
         if not self._stopping:
             self._stopping = True
