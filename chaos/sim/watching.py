@@ -16,8 +16,8 @@ from cluster.ring.ring import shard_of
 
 PAUSE_S = 0.1
 CAUGHT_UP_S = 30.0
-NOBODY_THERE = (Code.DEADLINE_EXCEEDED, Code.DEADLINE_PASSED, Code.UNAVAILABLE, Code.UNREACHABLE)
-"""A watch ends so when it cannot begin or go on for long."""
+NOBODY_THERE = (Code.DEADLINE_EXCEEDED, Code.NOT_LEADER, Code.UNAVAILABLE)
+"""So a watch ends that cannot begin or go on within its deadline."""
 
 
 class Watcher:
