@@ -235,6 +235,7 @@ class Node:
             task = asyncio.get_running_loop().create_task(work, name=name)
             task.add_done_callback(self._task_ended)
             self._tasks.append(task)
+        self.upkeep.tell()
         self.upkeep.follow_members()
 
     async def _arrive(self) -> None:

@@ -21,7 +21,7 @@ from proto.gen import peer_pb2
 
 
 class PeerEvents:
-    """The transport's handler. `fetch_map` is called with a node that knows a newer map."""
+    """The transport's handler. `fetch_map` is called with the address of a node that knows a newer map."""
 
     def __init__(self, clock: Clock, limits: Limits) -> None:
         self._clock = clock
@@ -65,8 +65,8 @@ class PeerEvents:
             replica.core.wake()
             replica.touch()
 
-    def on_refused(self, node: str) -> None:
-        self._fetch_map(node)
+    def on_newer_map(self, address: str) -> None:
+        self._fetch_map(address)
 
     def on_outlived(self, incarnation: int) -> None:
         self._outlived(incarnation)
@@ -79,8 +79,8 @@ class PeerEvents:
         for replica, peer in self._shared(node):
             if replica.core.leader == peer:
                 replica.heard_leader(now)
-        if beat.epoch > self._shards.map.epoch:
-            self._fetch_map(node)
+        if beat.epoch > self._shards.map.epoch and (address := self._shards.map.addresses().get(node)):
+            self._fetch_map(address)
 
     def forget(self, node: str) -> None:
         """It is no member any more."""

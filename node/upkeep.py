@@ -140,27 +140,24 @@ class Upkeep:
                 self._peers.set_address(node, addresses[node])
         self._addresses = members
 
-    def fetch_map(self, node: str) -> None:
-        """A peer knows a newer map: ask it, one question at a time."""
+    def fetch_map(self, address: str) -> None:
+        """The node there knows a newer map: ask it, one question at a time."""
         if self._fetch_from.empty():
-            self._fetch_from.put_nowait(node)
+            self._fetch_from.put_nowait(address)
 
     async def fetch_maps(self) -> None:
-        """For ever: fetches newer maps from the peers that announced them, or that refused us and may have one."""
+        """For ever: fetches newer maps from where they were announced."""
         while True:
-            node = await self._fetch_from.get()
-            address = self._map.addresses().get(node)
-            if address is None:
-                continue
+            address = await self._fetch_from.get()
             channel: Channel = self._dial(address)
             try:
-                async with asyncio.timeout(self._limits.peer_hello_ms / 1000):  # who has none newer says nothing
+                async with asyncio.timeout(self._limits.peer_hello_ms / 1000):  # what came meanwhile is not told again
                     request = node_pb2.MapRequest(above_epoch=self._map.epoch)
                     async for newer in channel.replies("Node", "WatchMap", request):
                         await self._map.update(newer)
                         break
             except (ChannelBroken, TenfoldError, TimeoutError) as error:
-                log.info("map not fetched", node=node, reason=str(error))
+                log.info("map not fetched", address=address, reason=str(error))
             finally:
                 await channel.close()
 

@@ -26,12 +26,14 @@ RECONNECT_WAITS_S = (0.05, 0.1, 0.2)
 
 @dataclass(slots=True)
 class Identity:
-    """How this node presents itself. `address` may be set once the port is known, before the first peer is."""
+    """How this node presents itself. `address` may be set once the port is known, before the first peer is; `epoch`, of the
+    map it knows, changes as it goes."""
 
     cluster_id: bytes
     node: str
     incarnation: int
     address: str
+    epoch: int = 0
 
     def hello(self) -> peer_pb2.Hello:
         return peer_pb2.Hello(
@@ -40,6 +42,7 @@ class Identity:
             incarnation=self.incarnation,
             address=self.address,
             protocol=PROTOCOL,
+            epoch=self.epoch,
         )
 
 
@@ -53,8 +56,8 @@ class LinkEvents(Protocol):
 
     def link_down(self, node: str) -> None: ...
 
-    def link_refused(self, node: str, incarnation: int) -> None:
-        """The peer said that it will not talk to us; because of a later `incarnation` of ours that it knows, or 0."""
+    def link_refused(self, node: str, refusal: TenfoldError) -> None:
+        """The peer said that it will not talk to us, and why."""
 
     def heartbeat(self) -> peer_pb2.NodeHeartbeat: ...
 
@@ -197,7 +200,7 @@ class Link:
         except (ChannelBroken, TimeoutError, TenfoldError, Refused) as error:
             self._problem(address, f"{type(error).__name__}: {error}" if address == self.address else "it moved")
             if isinstance(error, TenfoldError) and error.code == Code.INVALID_ARGUMENT and not self._closing:
-                self._events.link_refused(self.peer, int(str(error.details.get("incarnation", 0))))
+                self._events.link_refused(self.peer, error)
         finally:
             self._greeting = None
             stream.cancel()

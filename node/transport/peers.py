@@ -37,8 +37,9 @@ class PeerHandler(Protocol):
     def on_peer_down(self, node: str) -> None:
         """A stream to or from it broke: a hint that it died. May come twice for one death."""
 
-    def on_refused(self, node: str) -> None:
-        """It will not talk to us, perhaps because its map is newer than ours. Comes again with each attempt."""
+    def on_newer_map(self, address: str) -> None:
+        """Somebody there knows a newer map: we do not know it as a member, or it does not know us. Comes again with each
+        attempt of either side."""
 
     def on_outlived(self, incarnation: int) -> None:
         """A peer knows a later incarnation of this node. Comes again with each attempt."""
@@ -178,6 +179,7 @@ class Peers:
             quarantined=quarantined,
             stopping=stopping,
         )
+        self.identity.epoch = epoch
         if beat != self._beat:
             self._beat = beat
             for link in self._links.values():
@@ -214,7 +216,10 @@ class Peers:
         if hello.cluster_id != self.identity.cluster_id:
             self._refuse(hello, Code.WRONG_CLUSTER, f"cluster {hello.cluster_id.hex()} is another cluster")
         if not self.known(hello.node):
-            self._refuse(hello, Code.INVALID_ARGUMENT, f"node: {hello.node!r} is no member known here")
+            if hello.address and hello.epoch > self.identity.epoch:
+                self.handler.on_newer_map(hello.address)
+            why = f"node: {hello.node!r} is no member known here"
+            self._refuse(hello, Code.INVALID_ARGUMENT, why, epoch=self.identity.epoch)
         known = self._incarnations.get(hello.node, 0)
         if hello.incarnation < known:
             why = f"incarnation: {hello.incarnation} of {hello.node} is over"
@@ -233,7 +238,8 @@ class Peers:
     def receive(self, node: str, frame: peer_pb2.Frame) -> None:
         """One frame of an admitted peer. TenfoldError once it is no member any more."""
         if not self.known(node):
-            raise TenfoldError(Code.INVALID_ARGUMENT, f"node: {node!r} is no member any more")
+            why = f"node: {node!r} is no member any more"
+            raise TenfoldError(Code.INVALID_ARGUMENT, why, epoch=self.identity.epoch)
         self._heard_s[node] = self._clock.monotonic()
         if self._closing.is_set():
             return
@@ -260,12 +266,14 @@ class Peers:
         if not self._closing.is_set():
             self.handler.on_peer_down(node)
 
-    def link_refused(self, node: str, incarnation: int) -> None:
+    def link_refused(self, node: str, refusal: TenfoldError) -> None:
         if self._closing.is_set():
             return
+        incarnation = int(str(refusal.details.get("incarnation", 0)))
         if incarnation >= self.identity.incarnation:
             self.handler.on_outlived(incarnation)
-        self.handler.on_refused(node)
+        if int(str(refusal.details.get("epoch", 0))) > self.identity.epoch:
+            self.handler.on_newer_map(self.address_of(node))
 
     def heartbeat(self) -> peer_pb2.NodeHeartbeat:
         return self._beat

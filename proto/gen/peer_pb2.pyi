@@ -27,12 +27,15 @@ class Hello(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.bytes
     node: _builtins.str
     incarnation: _builtins.int
     """grows at every start of the node"""
     address: _builtins.str
     protocol: _builtins.int
+    epoch: _builtins.int
+    """of the shard map it knows"""
     def __init__(
         self,
         *,
@@ -41,10 +44,11 @@ class Hello(_message.Message):
         incarnation: _builtins.int = ...,
         address: _builtins.str = ...,
         protocol: _builtins.int = ...,
+        epoch: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "incarnation", b"incarnation", "node", b"node", "protocol", b"protocol"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "cluster_id", b"cluster_id", "epoch", b"epoch", "incarnation", b"incarnation", "node", b"node", "protocol", b"protocol"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -155,3 +155,28 @@ async def test_until_it_is_told_a_node_that_lost_its_disk_begins_nothing() -> No
         await world.until(lambda: node.loss.epoch is not None, "it is told")
         await world.until(lambda: 1 in node.shards.quarantined, "what was placed before that is not trusted")
         await world.check()
+
+
+async def move(world: ClusterWorld, shard: int, source: str, target: str) -> None:
+    held = next((each for each in world.row(shard).replicas if each.node == source), None)
+    if held is not None:
+        await world.add(shard, target, held.id)
+        await world.settle(shard)
+
+
+async def test_a_node_whose_seeds_are_all_gone_is_found_by_the_others() -> None:
+    """It lost its disk, and everybody it was born with is no member any more."""
+    async with asyncio.timeout(60), ClusterWorld(shards=1, replicas=1, limits=FAST) as world:
+        await world.put(b"k", b"1")
+        for name in ("n4", "n5"):
+            node = await world.join(name)
+            await world.until(lambda node=node: len(node.peers.up()) >= 3, "it is let in")
+        for source, target in (("n2", "n4"), ("n3", "n5")):
+            await move(world, 0, source, target)
+            await move(world, 1, source, target)
+            await world.crash([source])
+            await world.change(remove_member=source)
+        node = await lost(world, "n1")
+        assert set(node.map.addresses()) == {"n1", "n2", "n3"}, "it knows of nobody who is there"
+        await world.until(lambda: node.loss.epoch is not None, "it is told")
+        await world.until(lambda: sorted(node.peers.up()) == ["n4", "n5"], "it reaches the others")

@@ -23,6 +23,8 @@ async def removed_while_away(world: ClusterWorld) -> str:
             await world.add(shard, world.spare(shard), held.id)
             await world.settle(shard)
     await world.change(remove_member=gone.node)
+    for node in world.nodes.values():
+        await world.until(lambda node=node: not node.peers.known(gone.node), "it is forgotten")
     return gone.node
 
 
@@ -30,8 +32,6 @@ async def test_a_removed_node_that_comes_back_disturbs_nobody_and_gives_up_what_
     async with asyncio.timeout(60), ClusterWorld(nodes=4, shards=1, limits=CALM) as world:
         await world.fill()
         gone = await removed_while_away(world)
-        for node in world.nodes.values():
-            await world.until(lambda node=node: not node.peers.known(gone), "it is forgotten")
         leaders = {shard: world.leader(shard) for shard in (0, 1)}
         assert all(leaders.values())
         terms = {shard: node.shards.replicas[shard].core.term for shard, node in leaders.items() if node is not None}
@@ -56,8 +56,7 @@ async def test_a_removed_node_that_hears_nothing_of_it_is_not_heard() -> None:
         term = leader.shards.replicas[1].core.term
         dropped = leader.shards.replicas[1].dropped_messages
         back = await world.start(gone)
-        back.upkeep.fetch_map = lambda node: None  # type: ignore[method-assign]
-        back.events.connect(back.shards, back.snapshots, lambda node: None, lambda incarnation: None)
+        back.events.on_newer_map = lambda address: None  # type: ignore[method-assign]
         replica = back.shards.replicas[1]
         await world.until(lambda: replica.core.role == "pre-candidate", "it campaigns")
         await world.check()

@@ -74,7 +74,7 @@ class Recorder:
         self.batches: list[int] = []
         self.ups: list[tuple[str, int, str]] = []
         self.downs: list[str] = []
-        self.refused: list[str] = []
+        self.newer_maps: list[str] = []
         self.outlived: list[int] = []
         self.heartbeats: list[tuple[str, int, int, int]] = []
         self.beats: list[peer_pb2.NodeHeartbeat] = []
@@ -103,8 +103,8 @@ class Recorder:
     def on_outlived(self, incarnation: int) -> None:
         self.outlived.append(incarnation)
 
-    def on_refused(self, node: str) -> None:
-        self.refused.append(node)
+    def on_newer_map(self, address: str) -> None:
+        self.newer_maps.append(address)
         self.changed.set()
 
     def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None:

@@ -328,8 +328,10 @@ async def test_a_member_that_is_forgotten_is_neither_reached_nor_heard(station) 
     heard = len(a.recorder.messages)
     b.peers.send("a", 1, [message(3)])
     b.peers.flush()
-    await b.recorder.until(lambda: b.peers.up() == [] and len(b.recorder.refused) > 2)
-    assert len(a.recorder.messages) == heard and a.recorder.refused == []
+    await b.recorder.until(lambda: b.peers.up() == [])
+    await b.recorder.until_attempts(3)
+    assert len(a.recorder.messages) == heard
+    assert a.recorder.newer_maps == b.recorder.newer_maps == [], "both know the same map"
     assert (await refusal(a.address, b.peers.identity.hello())).code is Code.INVALID_ARGUMENT
     a.knows(b)
     older = b.peers.identity.hello()
@@ -337,6 +339,20 @@ async def test_a_member_that_is_forgotten_is_neither_reached_nor_heard(station) 
     assert "is over" in (await refusal(a.address, older)).message
     await b.recorder.until(lambda: b.peers.up() == ["a"])
     assert a.peers.up() == ["b"]
+
+
+@pytest.mark.parametrize("newer", ["the stranger", "the other"])
+async def test_a_stranger_and_a_member_tell_each_other_of_a_newer_map(station, newer: str) -> None:
+    """One joined while the other was away, or one was removed while it was away: who refuses and who is refused learn of it."""
+    a, b = await station("a", limits=FAST), await station("b", limits=FAST)
+    a.peers.set_heartbeat(0, 3)
+    b.peers.set_heartbeat(0, 4 if newer == "the stranger" else 2)
+    b.knows(a)
+    told, other = (a, b) if newer == "the stranger" else (b, a)
+    await told.recorder.until(lambda: bool(told.recorder.newer_maps))
+    assert set(told.recorder.newer_maps) == {other.address}
+    await b.recorder.until_attempts(3)
+    assert other.recorder.newer_maps == [] and a.peers.up() == b.peers.up() == []
 
 
 async def test_closing_waits_for_links_that_were_forgotten(station) -> None:
