@@ -1,7 +1,8 @@
 """One shard's state as a stream of chunks, and the way in: written under a new generation, then switched to.
 
 Either end may stop anywhere and go on: the frozen state is cut into the same chunks each time it is read, and a chunk
-written twice changes nothing. Both read and write in slices of at most `SLICE_PAIRS`, between which the loop is free.
+written twice changes nothing. Both work in slices, and rest after each `REST` times as long as it took: small pairs cost so
+much (30 ms of CPU a megabyte for both ends) that calls would wait behind a snapshot that went as fast as it can.
 
 Install (architecture, "storage"): chunks go under a new generation; one batch switches generation and applied index;
 flush; then the caller moves the log's base; then `finish` deletes the old generation. A crash leaves one side or the
@@ -31,6 +32,9 @@ STALL_RETRY_S = 0.02
 SLICE_PAIRS = 256
 """Read or written without letting the loop go on: half a millisecond with small pairs."""
 SLICE_BYTES = 64 * 1024
+REST = 3
+REST_S_MAX = 0.004
+"""However slow a busy machine makes a slice, this much of it is some eight megabytes a second."""
 
 
 class Owner(Protocol):
@@ -40,6 +44,28 @@ class Owner(Protocol):
     generation: int
 
     def switch(self, generation: int, index: int, term: int, time_ms: int, configuration: Configuration) -> bool: ...
+
+
+class Slice:
+    """What is done of a chunk without a pause."""
+
+    __slots__ = ("_began", "_bytes", "_pairs")
+
+    def __init__(self) -> None:
+        self._pairs = self._bytes = 0
+        self._began = asyncio.get_running_loop().time()
+
+    def full(self, size: int) -> bool:
+        """Counts a pair of that size; whether it is time to rest."""
+        self._pairs += 1
+        self._bytes += size
+        return self._pairs >= SLICE_PAIRS or self._bytes >= SLICE_BYTES
+
+    async def rest(self) -> None:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(min(REST * (loop.time() - self._began), REST_S_MAX))
+        self._pairs = self._bytes = 0
+        self._began = loop.time()
 
 
 class SnapshotSource:
@@ -95,8 +121,9 @@ class SnapshotSource:
         return chunk
 
     async def _chunk(self, pairs: Iterator[tuple[bytes, bytes]]) -> bytes:
-        cut, size, taken = len(self._prefix), 0, 0
+        cut, size = len(self._prefix), 0
         pieces: list[bytes] = []
+        piece = Slice()
         while self._held is not None:
             key, value = self._held
             length = PAIR.size + len(key) - cut + len(value)
@@ -104,9 +131,8 @@ class SnapshotSource:
                 break
             pieces += (PAIR.pack(len(key) - cut, len(value)), key[cut:], value)
             size += length
-            taken += 1
-            if taken % SLICE_PAIRS == 0:
-                await asyncio.sleep(0)
+            if piece.full(length):
+                await piece.rest()
             self._held = next(pairs, None)
         return b"".join(pieces)
 
@@ -126,9 +152,8 @@ class SnapshotSource:
 class SnapshotSink:
     """Writes a snapshot beside the state that counts, and switches to it at the end."""
 
-    def __init__(self, owner: Owner, state: State, slice_bytes: int = SLICE_BYTES) -> None:
+    def __init__(self, owner: Owner, state: State) -> None:
         self.generation = (owner.generation + 1) % GENERATIONS
-        self._slice_bytes = slice_bytes
         self._owner = owner
         self._state = state
         self._old = data_prefix(owner.shard, owner.generation)
@@ -140,14 +165,13 @@ class SnapshotSink:
         """One chunk as `SnapshotSource.read` gave it; waits while the engine stalls. TenfoldError for a malformed one and
         once the install was given up."""
         batch: dict[bytes, bytes | None] = {}
-        size = 0
+        piece = Slice()
         for key, value in read_pairs(pairs):
             batch[self._new + key] = value
-            size += len(key) + len(value)
-            if size >= self._slice_bytes or len(batch) >= SLICE_PAIRS:
+            if piece.full(len(key) + len(value)):
                 await self._write(batch)
-                batch, size = {}, 0
-                await asyncio.sleep(0)
+                batch = {}
+                await piece.rest()
         await self._write(batch)
         failpoint("install.chunk")
 

@@ -25,9 +25,6 @@ WINDOW_CHUNKS = 16
 ACKNOWLEDGE_CHUNKS = 4
 """A receiver acknowledges at least as often; far below the window, so that nobody waits for the other in turn."""
 
-REST = 3
-SLOWEST = 4
-
 BURST_S = 0.05
 """What a sender that was late may make up for."""
 
@@ -50,23 +47,18 @@ class Pieces(Protocol):
 
 class Pace:
     """A bound on bytes a second, shared by all who book with it: in any span of t seconds at most rate * (t + BURST_S)
-    and one booking more. On a busy loop less: who took long to make what it sends rests `REST` times as long, but goes at
-    a quarter of the rate at least. Small pairs cost so much that two cores could do nothing else at the full rate."""
+    and one booking more."""
 
     def __init__(self, bytes_per_s: int, clock: Clock) -> None:
         self._bytes_per_s = bytes_per_s
         self._clock = clock
         self._free_at = float("-inf")
 
-    def now(self) -> float:
-        return self._clock.monotonic()
-
-    def book(self, size: int, took_s: float = 0.0) -> float:
-        """After how many seconds `size` bytes may go, which took `took_s` to make. Those who book are served in turn."""
+    def book(self, size: int) -> float:
+        """After how many seconds `size` bytes may go. Those who book are served in turn."""
         now = self._clock.monotonic()
         begin = max(self._free_at, now - BURST_S)
-        due_s = size / self._bytes_per_s
-        self._free_at = begin + max(due_s, min(REST * took_s, SLOWEST * due_s))
+        self._free_at = begin + size / self._bytes_per_s
         return max(0.0, begin - now)
 
 
@@ -102,14 +94,13 @@ class Attempt:
             pieces.seek(reply.next)
             last = False
             while not last:
-                began = self._pace.now()
                 chunk = await _next_chunk(pieces)
-                took_s, last = self._pace.now() - began, chunk.last
+                last = chunk.last
                 while self._ahead_bytes >= self._window_bytes:
                     reply = await self._acknowledged(pieces)
                     if reply.done:
                         return reply
-                await self._wait(self._pace.book(len(chunk.pairs), took_s))
+                await self._wait(self._pace.book(len(chunk.pairs)))
                 await self._write(chunk)
                 self._ahead.append((chunk.number, len(chunk.pairs)))
                 self._ahead_bytes += len(chunk.pairs)

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import xxhash
@@ -19,8 +20,9 @@ from node.storage.identity import Identity
 from node.storage.layout import after, data_prefix, header_key
 from node.storage.memory import ForgettingState, MemoryState
 from node.storage.rocks_state import RocksState
-from node.storage.snapshot import PAIR, SLICE_PAIRS, read_pairs
+from node.storage.snapshot import PAIR, REST, REST_S_MAX, SLICE_PAIRS, read_pairs
 from node.storage.view import NodeState, ShardState, SnapshotSink, SnapshotSource, StateBatch
+from tests.client import virtual_time
 from tests.storage.storage_world import VOTERS, drive
 
 SMALL = Limits(snapshot_chunk_bytes=256)
@@ -205,7 +207,7 @@ def test_chunks_are_bounded_unless_one_pair_is_longer() -> None:
     engine = MemoryState()
     engine.write({data_prefix(1, 0) + b"kv/%03d" % n: bytes(60) for n in range(100)})
     engine.write({data_prefix(1, 0) + b"kv/big": bytes(5000)})
-    sizes = [len(chunk) for chunk in drive(every(ShardState(engine, 1, StateBatch(), 11, SMALL).snapshot()))]
+    sizes = [len(chunk) for chunk in asyncio.run(every(ShardState(engine, 1, StateBatch(), 11, SMALL).snapshot()))]
     assert sorted(sizes)[-1] > 5000 and max(sorted(sizes)[:-1]) <= 256 and len(sizes) < 40
 
 
@@ -230,17 +232,43 @@ async def test_a_source_goes_on_from_any_chunk_that_is_not_settled(engine: State
     frozen.close()
 
 
-def test_a_chunk_that_was_broken_off_is_read_again_as_a_whole() -> None:
+async def test_a_chunk_that_was_broken_off_is_read_again_as_a_whole() -> None:
     engine = MemoryState()
     engine.write({data_prefix(1, 0) + b"kv/%04d" % n: b"x" for n in range(3 * SLICE_PAIRS)})
     frozen = ShardState(engine, 1, StateBatch(), 11, Limits()).snapshot()
-    slices = frozen.read()
-    slices.send(None)  # the first slice is over, and the loop may go on
-    slices.close()
+    reading = asyncio.ensure_future(frozen.read())
+    await asyncio.sleep(0)
+    assert not reading.done(), "the first slice is over, and the loop may go on"
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
     frozen.seek(0)
-    whole = asyncio.run(every(frozen))
+    whole = await every(frozen)
     assert [len(list(read_pairs(chunk))) for chunk in whole] == [3 * SLICE_PAIRS]
     assert frozen.digest == ShardState(engine, 1, StateBatch(), 11).digest()
+
+
+@pytest.mark.parametrize(("pair_s", "rest_s"), [(1e-6, REST * SLICE_PAIRS * 1e-6), (1e-3, REST_S_MAX)])
+def test_a_source_rests_after_each_slice_as_long_as_it_was_hard(pair_s: float, rest_s: float) -> None:
+    engine, slices = MemoryState(), 20
+    engine.write({data_prefix(1, 0) + b"kv/%06d" % n: b"x" for n in range(slices * SLICE_PAIRS)})
+
+    async def elapsed_s() -> float:
+        loop: Any = asyncio.get_running_loop()
+        frozen = engine.snapshot()
+        scan = frozen.scan
+
+        def slow_scan(start: bytes, end: bytes) -> Iterator[tuple[bytes, bytes]]:
+            for pair in scan(start, end):
+                loop._jump.now += pair_s
+                yield pair
+
+        frozen.scan = slow_scan  # type: ignore[method-assign]
+        begun = loop.time()
+        await every(SnapshotSource(frozen, 1, 1024 * 1024))
+        return float(loop.time() - begun)
+
+    work_s = slices * SLICE_PAIRS * pair_s
+    assert virtual_time.run(elapsed_s()) == pytest.approx(work_s + slices * rest_s, rel=0.05)
 
 
 @pytest.mark.parametrize("read", [0, 1, 3])
@@ -303,18 +331,20 @@ async def test_an_aborted_install_leaves_nothing_and_another_may_follow(engine: 
     assert target.digest() == ShardState(engine, 1, StateBatch(), 11).digest()
 
 
-def test_a_sink_that_is_given_up_while_it_writes_writes_no_more() -> None:
+async def test_a_sink_that_is_given_up_while_it_writes_writes_no_more() -> None:
     engine = MemoryState()
     target = ShardState(engine, 2, StateBatch(), 11, SMALL)
     sink = target.begin_install()
     pairs = {b"kv/%04d" % n: b"x" for n in range(3 * SLICE_PAIRS)}
-    writing = sink.add(b"".join(PAIR.pack(len(key), len(value)) + key + value for key, value in pairs.items()))
-    writing.send(None)
+    writing = asyncio.ensure_future(
+        sink.add(b"".join(PAIR.pack(len(key), len(value)) + key + value for key, value in pairs.items()))
+    )
+    await asyncio.sleep(0)
     written = len(list(engine.scan(b"d\0\2", b"d\0\3")))
     assert 0 < written <= SLICE_PAIRS, "in slices, between which the loop goes on"
     sink.abort()
     with pytest.raises(TenfoldError, match="given up"):
-        writing.send(None)
+        await writing
     assert list(engine.scan(b"d\0\2", b"d\0\3")) == []
 
 
@@ -350,7 +380,7 @@ POINTS = ("nothing", "some chunks", "chunks", "switched", "flushed", "finished")
 @pytest.mark.parametrize("until", POINTS)
 def test_a_crash_during_an_install_leaves_one_side_or_the_other(until: str) -> None:
     source = filled(MemoryState(), 1, 5)
-    chunks, new = drive(every(source.snapshot())), content(source)
+    chunks, new = asyncio.run(every(source.snapshot())), content(source)
     sides = set()
     for seed in range(30):
         medium = ForgettingState()

@@ -417,17 +417,6 @@ def test_all_who_book_share_one_bound() -> None:
     assert busy <= 80 * size / rate, "and the bound is used"
 
 
-@pytest.mark.parametrize(
-    ("took_s", "rate"), [(0.0, 100_000), (0.001, 100_000), (0.005, 66_667), (0.010, 33_333), (9.9, 25_000)]
-)
-def test_who_takes_long_to_make_it_rests_but_goes_on(took_s: float, rate: int) -> None:
-    clock = HandClock()
-    pace = Pace(100_000, clock)
-    for _ in range(200):
-        clock.now += pace.book(1000, took_s)
-    assert 200 * 1000 / (clock.now + BURST_S - 100.0) == pytest.approx(rate, rel=0.02)
-
-
 def test_a_late_sender_makes_up_for_a_little() -> None:
     clock = HandClock()
     pace = Pace(100_000, clock)
