@@ -25,7 +25,7 @@ def wanted(cluster: Cluster, old: Configuration, kind: int, number: int) -> Conf
     rest = tuple(each for each in voters if each != one)
     small = len(old.members) < MEMBERS_MAX
     if kind == 0 and small:
-        return with_learners(old, (*learners, cluster.join()))
+        return with_learners(old, (*learners, *(cluster.join() for _ in range(MEMBERS_MAX - len(old.members)))))
     if kind == 1 and learners:
         return joint(old, (*voters, learners[number % len(learners)]))
     if kind == 2 and rest:
@@ -37,9 +37,11 @@ def wanted(cluster: Cluster, old: Configuration, kind: int, number: int) -> Conf
     if kind == 5:  # several at once, in another order
         everybody = tuple(reversed(voters + learners))
         return joint(old, tuple(each for place, each in enumerate(everybody) if number >> place & 1) or rest or voters)
-    if kind == 6 and small:  # without having been a learner, which is lawful, if not wise
+    if kind == 6 and len(learners) > 1:  # a majority of the new ones need not hold one of the old ones
+        return joint(old, (one, *learners))
+    if kind == 7 and small:  # without having been a learner, which is lawful, if not wise
         return joint(old, (*voters, cluster.join()))
-    return Configuration(voters, learners, (), old.version + 1)
+    return with_learners(old, learners)
 
 
 def gone(cluster: Cluster) -> list[Replica]:

@@ -122,7 +122,34 @@ def _transfer(cluster: Cluster, a: int, b: int) -> None:
 def _reconfigure(cluster: Cluster, a: int, b: int) -> None:
     replica = leading(cluster, a)
     if replica and replica.core.role is Role.LEADER:
-        replica.reconfigure(wanted(cluster, replica.core.configuration, b % 8, a))
+        replica.reconfigure(wanted(cluster, replica.core.configuration, b % 9, a))
+
+
+def _split(cluster: Cluster, a: int, b: int) -> None:
+    """In a moment of calm a leader takes most voters out for others, and these and the old ones lose sight of each other before
+    the old ones have heard of it; both sides go on, but neither may elect or commit for itself."""
+    cluster.heal()
+    for kind in (0, 6):
+        cluster.run(4)
+        for leader in cluster.leaders():
+            leader.reconfigure(wanted(cluster, leader.core.configuration, kind, a))
+    holder = next((each for each in cluster.up() if each.core.configuration.joint), None)
+    if holder is None:
+        return
+    inside = set(holder.core.configuration.voters)
+    cluster.cut |= {
+        (one, other) for one in cluster.replicas for other in cluster.replicas if (one in inside) != (other in inside)
+    }
+    for _ in range(b % 8):
+        cluster.tick(1 + a % 3)
+        cluster.work()
+        cluster.work()
+    for each in cluster.up():
+        each.core.campaign(force=a % 2 == 0)
+    for _ in range(4):
+        cluster.work()
+    for each in cluster.leaders():
+        each.propose(bytes([a, b]))
 
 
 def _retire(cluster: Cluster, a: int, b: int) -> None:
@@ -190,6 +217,7 @@ WEIGHTS: dict[Callable[[Cluster, int, int], None], int] = {
     _compact: 3,
     _transfer: 2,
     _reconfigure: 0,
+    _split: 0,
     _retire: 0,
     _campaign: 2,
     _coup: 3,
@@ -199,7 +227,7 @@ WEIGHTS: dict[Callable[[Cluster, int, int], None], int] = {
 }
 ACTIONS = {each.__name__.removeprefix("_"): each for each in WEIGHTS}
 WEIGHTED = [name for name, each in ACTIONS.items() for _ in range(WEIGHTS[each])]
-MOVING = WEIGHTED + ["reconfigure"] * 12 + ["retire"] * 2
+MOVING = WEIGHTED + ["reconfigure"] * 12 + ["split"] + ["retire"] * 2
 """The same with membership changes."""
 
 
@@ -218,7 +246,7 @@ def perform_out_of_step(cluster: Cluster, action: Action) -> None:
     if name == "tick":
         _tick_one(cluster, a, b)
         return
-    if name in ("campaign", "coup"):
+    if name in ("campaign", "coup", "split"):
         cluster.expire_promises()
     perform(cluster, action)
 
