@@ -100,7 +100,9 @@ def _keep(shard: Shard, found: Replica) -> bool:
         return False
     others = [each.id for each in shard.replicas if each.stage != VOTER and each is not found]
     if found.stage == LEARNER or others:
-        raise invalid("retire_replica.undo", f"{found.id} does not leave shard {shard.id} alone and without a successor")
+        raise invalid(
+            "retire_replica.undo", f"{found.id} does not leave shard {shard.id} alone and without a successor"
+        )
     found.stage = VOTER
     return True
 

@@ -333,9 +333,6 @@ class FakeChannel:
     def stream(self, service: str, method: str) -> Any:
         raise NotImplementedError("a client opens no such stream")
 
-    async def send_all(self, service: str, method: str, requests: Any, *, timeout_s: float) -> Any:
-        raise NotImplementedError("a client sends no such stream")
-
     async def close(self) -> None:
         self.cluster.closed.append(self.address)
 

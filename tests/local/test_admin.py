@@ -47,9 +47,6 @@ class _Channel:
     def stream(self, service: str, method: str) -> Any:
         raise NotImplementedError
 
-    async def send_all(self, service: str, method: str, requests: Any, *, timeout_s: float) -> Any:
-        raise NotImplementedError
-
     async def close(self) -> None:
         pass
 
