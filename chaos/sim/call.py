@@ -125,9 +125,6 @@ class Call:
             raise TenfoldError(Code.INVALID_ARGUMENT, "message: larger than a message may be")
         return data
 
-    def close_requests(self) -> None:
-        self.connection.transmit(self.connection.forth, lambda _: self.requests.end(None), b"")
-
     async def read(self) -> Any | None:
         data = await self.replies.get()
         return None if data is None else self.method.reply.FromString(data)

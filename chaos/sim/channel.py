@@ -96,24 +96,6 @@ class SimChannel:
     def stream(self, service: str, method: str) -> SimStream:
         return SimStream(self, METHODS[service, method])
 
-    async def send_all(self, service: str, method: str, requests: AsyncIterator[Any], *, timeout_s: float) -> Any:
-        call: Call | None = None
-        writing: asyncio.Task[None] | None = None
-        try:
-            async with asyncio.timeout(timeout_s):
-                call = await self.begin(METHODS[service, method], timeout_s)
-                call.open()
-                writing = asyncio.get_running_loop().create_task(_write_all(call, requests), name="send all")
-                return await _only(call)
-        except TimeoutError:
-            raise TimeoutError("no answer within the deadline") from None
-        finally:
-            if call is not None:
-                call.cancel()
-            if writing is not None:
-                writing.cancel()
-                await asyncio.gather(writing, return_exceptions=True)
-
     async def close(self) -> None:
         self._closed = True
         if self._connection is not None:
@@ -175,16 +157,3 @@ async def _only(call: Call) -> Any:
         raise ChannelBroken("the call ended without a reply")
     await call.replies.get()
     return reply
-
-
-async def _write_all(call: Call, requests: AsyncIterator[Any]) -> None:
-    try:
-        async for request in requests:
-            if call.replies.ended:
-                return
-            await call.send(request)
-    except Exception as error:
-        call.cancel()
-        call.replies.error = error
-        raise
-    call.close_requests()
