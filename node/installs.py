@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import structlog
@@ -19,7 +19,7 @@ import xxhash
 
 from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
-from cluster.ports import ChannelBroken, Spawn, StorageFailed
+from cluster.ports import ChannelBroken, StorageFailed
 from cluster.raft.messages import Message, MessageKind
 from node.pump import Pump
 from node.replica import Replica
@@ -28,6 +28,8 @@ from node.storage.view import NodeState, SnapshotSink
 from node.transport.codec import from_wire
 from node.transport.snapshot_stream import ACKNOWLEDGE_CHUNKS, Arriving
 from proto.gen import peer_pb2
+
+Work = Callable[[], Awaitable[None]]
 
 log = structlog.get_logger("snapshots")
 
@@ -78,11 +80,11 @@ class Half:
 class Installs:
     """The receiving side of a node's snapshots; one per shard at a time."""
 
-    def __init__(self, pump: Pump, state: NodeState, spawn: Spawn, limits: Limits) -> None:
+    def __init__(self, pump: Pump, state: NodeState, start: Callable[[Work, str], None], limits: Limits) -> None:
         self.installed = 0
         self._pump = pump
         self._state = state
-        self._spawn = spawn
+        self._start = start
         self._limits = limits
         self._halves: dict[int, Half] = {}
         self._closing = False
@@ -118,7 +120,7 @@ class Installs:
                 self._throw_away(half)
             yield peer_pb2.SnapshotReply(done=True, accepted=refusal.held, reason=str(refusal))
         except StorageFailed as error:
-            self._spawn(self.fail(error), "storage failed")
+            self.fail_soon(error)
             raise TenfoldError(Code.UNAVAILABLE, "the storage failed") from None
         finally:
             if half is not None:
@@ -214,14 +216,17 @@ class Installs:
     def _here(self, replica: Replica) -> bool:
         return self._pump.replicas.get(replica.shard) is replica
 
-    async def fail(self, error: StorageFailed) -> None:
+    def fail_soon(self, error: StorageFailed) -> None:
         """Through the pump, so that the node stops as for any other failure of its storage."""
 
         async def job() -> None:
             raise error
 
-        with contextlib.suppress(StorageFailed):
-            await self._pump.exclusively(job)
+        async def fail() -> None:
+            with contextlib.suppress(StorageFailed):
+                await self._pump.exclusively(job)
+
+        self._start(fail, "storage failed")
 
     # -- install -------------------------------------------------------------------------------------------------------
 
@@ -229,7 +234,7 @@ class Installs:
         half.replica.installing = True
         installed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         half.installed = installed
-        self._spawn(self._install(half, installed), f"install-{half.replica.shard}")
+        self._start(lambda: self._install(half, installed), f"install-{half.replica.shard}")
         return installed
 
     async def _install(self, half: Half, installed: asyncio.Future[str]) -> None:

@@ -8,7 +8,7 @@ when the leader is deposed, and when the node stops. The frozen state is let go 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import structlog
@@ -19,7 +19,7 @@ from cluster.ports import ChannelBroken, Spawn, StorageFailed
 from cluster.raft.messages import Message
 from cluster.raft.progress import ProgressState
 from cluster.types import Role
-from node.installs import Installs
+from node.installs import Installs, Work
 from node.pump import Pump
 from node.replica import Replica
 from node.storage.view import NodeState, SnapshotSource
@@ -111,7 +111,7 @@ class Snapshots:
             return
         self._active += 1
         self._open += 1
-        self._start(self._send(replica, message), f"snapshot-{replica.shard}")
+        self._start(lambda: self._send(replica, message), f"snapshot-{replica.shard}")
 
     async def _send(self, replica: Replica, message: Message) -> None:
         ok = False
@@ -129,7 +129,7 @@ class Snapshots:
         except (ChannelBroken, TimeoutError, TenfoldError) as error:
             log.info("snapshot not sent", shard=replica.shard, to=node, reason=str(error))
         except StorageFailed as error:
-            self._start(self.installs.fail(error), "storage failed")
+            self.installs.fail_soon(error)
         finally:
             self._active -= 1
             self._open -= 1
@@ -225,18 +225,18 @@ class Snapshots:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
-    def _start(self, work: Coroutine[Any, Any, None], name: str) -> Any:
-        return self._spawn(self._tracked(work), name)
+    def _start(self, work: Work, name: str) -> None:
+        self._spawn(self._tracked(work), name)
 
-    async def _tracked(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _tracked(self, work: Work) -> None:
+        """What `close` ends. Made when it begins: a task may be cancelled before that."""
         if self._closing:
-            work.close()
             return
         task = asyncio.current_task()
         assert task is not None
         self._tasks[task] = None
         try:
-            await work
+            await work()
         finally:
             del self._tasks[task]
             self._ended.set()
