@@ -17,7 +17,7 @@ from chaos.sim.schedule import Fault
 from cluster.types import Role
 from node.replica import Replica
 
-LOOK_S = 0.0005
+LOOK_S = 0.001
 ARMED_S = 8.0
 """A trap that nothing springs is forgotten after so long."""
 SOON_S = (0.0001, 0.05)

@@ -34,6 +34,7 @@ class Counters:
     """`run` belongs to the process of the client whose `kv` it is. Times are true ones."""
 
     def __init__(self, seed: int, shards: int, now: Callable[[], float], chance: random.Random) -> None:
+        self.operations = 0
         self._now, self._chance, self._shards = now, chance, shards
         self._names = (f"counter/{seed}/{number}" for number in itertools.count(1))
         self._steps: dict[str, list[Step]] = {}
@@ -59,6 +60,7 @@ class Counters:
         return key
 
     async def _increment(self, kv: Kv, key: str) -> None:
+        self.operations += 1
         began, number = self._now(), None
         # Some have little time: they leave, and what they sent may still arrive.
         deadline_s = DEADLINE_S if self._chance.random() < 0.85 else self._chance.uniform(0.01, 0.5)

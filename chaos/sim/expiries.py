@@ -29,6 +29,7 @@ class Expiries:
 
     def __init__(self, seed: int, shards: int, now: Callable[[], float], chance: random.Random) -> None:
         self.breaches: list[str] = []
+        self.operations = 0
         self._now, self._chance, self._shards = now, chance, shards
         self._names = (f"ttl/{seed}/{number}" for number in itertools.count(1))
         self._mortal: dict[str, float] = {}  # acknowledged, and not to live for ever: TTL in seconds
@@ -49,6 +50,7 @@ class Expiries:
         ttl_ms = round(low * (high / low) ** self._chance.random())
         ttl_s = ttl_ms / 1000
         born = self._now()
+        self.operations += 1
         try:
             await kv.put(key, key, ttl_ms=ttl_ms, deadline_s=DEADLINE_S)
         except TenfoldError:
@@ -71,6 +73,7 @@ class Expiries:
 
     async def _look(self, kv: Kv, key: str, not_before: float, gone: bool) -> bool:
         consistency: Consistency = "lease" if self._chance.random() < 0.5 else "linearizable"
+        self.operations += 1
         try:
             found = await kv.get(key, consistency=consistency, deadline_s=DEADLINE_S)
         except TenfoldError:

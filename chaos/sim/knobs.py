@@ -30,8 +30,10 @@ FLOORS = {
     "tick_ms": 30,
     "heartbeat_ticks": 2,
     "node_heartbeat_ms": 150,
+    "client_backoff_ms_min": 10,
+    "client_backoff_ms_max": 200,
 }
-"""The least value drawn: with less the workload could do nothing, or the beats of idle nodes would be most of the work."""
+"""The least value drawn: with less the workload could do nothing, or beats of idle nodes and vain attempts would be most of the work."""
 
 DRAWN_SHARE = 0.6
 EAGER = frozenset(

@@ -34,7 +34,7 @@ CONVICT_STEPS_MAX = 20_000
 DEADLINE_S = 8.0
 RAW_PROCESSES = 2
 CALLERS_PER_SHARD = 2
-CALLER_PAUSE_S = 0.2
+CALLER_PAUSE_S = 0.25
 LOOK_S = 0.05
 
 T = TypeVar("T")
@@ -71,7 +71,9 @@ class Load:
 
     @property
     def operations(self) -> int:
-        return self.workload.operations if self.workload is not None else 0
+        """Of all kinds, by all clients."""
+        beside = self.counters.operations + self.expiries.operations + self.stale.operations
+        return beside + (self.workload.operations if self.workload is not None else 0)
 
     # -- its life ------------------------------------------------------------------------------------------------------
 

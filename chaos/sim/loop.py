@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 STEP_S = 1e-6
 """Virtual time of one pass: code that polls without a pause must not stop time."""
+TIDY_EVERY = 1000
 COLLECT_EVERY = 200_000
 """Callbacks between two collections of garbage."""
 CANCELLED_SHARE_MAX = 2
@@ -103,6 +104,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._timers: list[tuple[float, int, Ready]] = []
         self._number = 0
         self._paused = 0
+        self._tidy_at = TIDY_EVERY
         self._collect_at = COLLECT_EVERY
         self._nobody = Context()
         self.set_exception_handler(self._note_problem)
@@ -198,54 +200,60 @@ class SimLoop(asyncio.BaseEventLoop):
     # -- passes --------------------------------------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        """Passes until the loop is told to stop."""
+        """Passes until the loop is told to stop. In each, what is due runs in the order of the seed; time jumps to the next timer
+        when nothing is."""
+        timers, pop, draw = self._timers, heapq.heappop, self._draw if self._permute else None
         while True:
-            batch = self._next_batch()
-            for handle in batch:
+            batch = self._due
+            self._due = []
+            while timers and (timers[0][0] <= self.now or not batch):
+                when, _, handle = pop(timers)
+                handle.booked = False
                 if handle._cancelled:
+                    self.timers_cancelled -= 1
                     continue
-                context = handle._context
-                if self._paused and (process := context.get(PROCESS)) is not None and process.paused:
-                    process.held.append(handle)
-                    continue
-                try:
-                    context.run(handle._callback, *handle._args)
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as error:
-                    self.call_exception_handler({"message": f"exception in {handle!r}", "exception": error})
-            self.steps += len(batch)
+                if when > self.now:
+                    self.now = when
+                batch.append(handle)
+            if len(batch) > 1:
+                if draw is not None:
+                    _shuffle(batch, draw)
+            elif not batch:
+                raise Stuck("nothing is ready and no timer runs")
+            self._run_batch(batch)
             self.now += STEP_S
-            if self.steps >= self._collect_at:
-                self._collect_at += COLLECT_EVERY
-                gc.collect()
+            self.steps += len(batch)
+            if self.steps >= self._tidy_at:
+                self._tidy()
             if self._stopping:  # type: ignore[attr-defined]
                 return
 
-    def _next_batch(self) -> list[Ready]:
-        """What is due now, in the order of the seed; time jumps to the next timer when nothing is."""
-        batch, timers = self._due, self._timers
-        self._due = []
-        if self.timers_cancelled > 100 and self.timers_cancelled * CANCELLED_SHARE_MAX > len(timers):
+    def _run_batch(self, batch: list[Ready]) -> None:
+        for handle in batch:
+            if handle._cancelled:
+                continue
+            context = handle._context
+            if self._paused and (process := context.get(PROCESS)) is not None and process.paused:
+                process.held.append(handle)
+                continue
+            try:
+                context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self.call_exception_handler({"message": f"exception in {handle!r}", "exception": error})
+
+    def _tidy(self) -> None:
+        """Once in so many callbacks, so that it is at the same moments in every run."""
+        self._tidy_at += TIDY_EVERY
+        timers = self._timers
+        if self.timers_cancelled * CANCELLED_SHARE_MAX > len(timers):
             timers[:] = [row for row in timers if not row[2]._cancelled]
             heapq.heapify(timers)
             self.timers_cancelled = 0
-        while timers and (timers[0][0] <= self.now or not batch):
-            when, _, handle = heapq.heappop(timers)
-            handle.booked = False
-            if handle._cancelled:
-                self.timers_cancelled -= 1
-                continue
-            self.now = max(self.now, when)
-            batch.append(handle)
-        if not batch:
-            raise Stuck("nothing is ready and no timer runs")
-        if len(batch) > 1 and self._permute:
-            draw = self._draw
-            for at in range(len(batch) - 1, 0, -1):
-                other = int(draw() * (at + 1))
-                batch[at], batch[other] = batch[other], batch[at]
-        return batch
+        if self.steps >= self._collect_at:
+            self._collect_at += COLLECT_EVERY
+            gc.collect()
 
     def _write_to_self(self) -> None:
         """Only this thread exists."""
@@ -255,15 +263,24 @@ class SimLoop(asyncio.BaseEventLoop):
         self.problems.append(f"{context['message']}: {error!r}" if error is not None else context["message"])
 
 
+def _shuffle(batch: list[Ready], draw: Callable[[], float]) -> None:
+    """random.shuffle at a third of its price."""
+    for at in range(len(batch) - 1, 0, -1):
+        other = int(draw() * (at + 1))
+        batch[at], batch[other] = batch[other], batch[at]
+
+
 def run(loop: SimLoop, work: Coroutine[Any, Any, T]) -> T:
     """Runs `work` to its end on `loop`, with the collector under the loop's control, and closes the loop."""
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
+    gc.freeze()  # what is there already needs no looking at, time and again
     try:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(work)
     finally:
+        gc.unfreeze()
         if collecting:
             gc.enable()
         asyncio.set_event_loop(None)

@@ -26,9 +26,9 @@ from chaos.sim.transcript import Transcript
 from cluster.limits import DEFAULT
 from proto.gen.meta_pb2 import Replica
 
-LOOK_S = 0.05
+LOOK_S = 0.1
 THOROUGH_EVERY = 10
-CONVICT_EVERY = 60
+CONVICT_EVERY = 30
 CONVERGE_S = 60.0
 CLIENTS = 8
 
@@ -41,7 +41,7 @@ class Options(msgspec.Struct, frozen=True):
     nodes: int = 0  # 0: drawn
     shards: int = 0  # 0: drawn
     clients: int = CLIENTS
-    rate_per_s: int = 80
+    rate_per_s: int = 60
     kinds: tuple[str, ...] = NAMES
     schedule: tuple[Fault, ...] | None = None
     shipped_limits: bool = False

@@ -34,6 +34,7 @@ class StaleReader:
 
     def __init__(self, now: Callable[[], float], chance: random.Random) -> None:
         self.seen: list[Seen] = []
+        self.operations = 0
         self._now = now
         self._chance = chance
 
@@ -46,6 +47,7 @@ class StaleReader:
                 continue
             _, key = known[self._chance.randrange(len(known))]
             asked_s = self._now()
+            self.operations += 1
             try:
                 found = await kv.get(key, consistency="stale", deadline_s=DEADLINE_S)
             except TenfoldError:

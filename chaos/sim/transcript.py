@@ -37,8 +37,7 @@ class Transcript:
     def message(self, source: int, target: int, data: bytes) -> None:
         """A message was handed over."""
         self.messages += 1
-        self._hash.update(_MESSAGE.pack(self._now(), source, target, len(data)))
-        self._hash.update(data)
+        self._hash.update(_MESSAGE.pack(self._now(), source, target, len(data)) + data)
 
     def data(self, data: bytes) -> None:
         self._hash.update(data)
