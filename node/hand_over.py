@@ -11,6 +11,7 @@ from collections.abc import Set
 
 from cluster.limits import Limits
 from cluster.ports import Clock
+from cluster.types import Role
 from node.peer_events import PeerEvents
 from node.replica import Replica
 from node.shards import Shards
@@ -39,6 +40,8 @@ async def hand_over(shards: Shards, peers: Peers, events: PeerEvents, clock: Clo
 def _hand_on(replica: Replica, up: Set[str]) -> bool:
     """Whether it is on its way to another replica."""
     core = replica.core
+    if core.role is not Role.LEADER:  # deposed a moment ago, and its next step will say so
+        return False
     if core.transferring:
         return True
     takers = [each for each in core.configuration.voters if each != core.replica and replica.node_of.get(each) in up]

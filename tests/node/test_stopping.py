@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from client.client import Client
 from cluster.errors import Code, TenfoldError
+from cluster.raft.messages import Message, MessageKind
+from cluster.types import Role
 from proto.gen import node_pb2
 from tests.node.cluster_world import FAST, ClusterWorld
 
@@ -129,3 +131,18 @@ async def test_the_preferred_replica_comes_to_lead() -> None:
                 f"{first} leads shard {shard}",
             )
         await world.check()
+
+
+async def test_who_was_deposed_a_moment_ago_stops_like_any_other() -> None:
+    """Its core follows already, and the node has not looked at it since."""
+    async with asyncio.timeout(60), ClusterWorld(shards=1) as world:
+        await world.put(b"k", b"1")
+        node = world.leader(1)
+        assert node is not None
+        replica = node.shards.replicas[1]
+        core = replica.core
+        stop = asyncio.ensure_future(node.stop())
+        core.step(Message(MessageKind.HEARTBEAT, core.peers[0], core.replica, core.term + 1))
+        assert replica.leading and core.role is Role.FOLLOWER
+        await stop
+        assert node.stopped.result() is None
