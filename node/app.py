@@ -317,11 +317,15 @@ class Node:
         await self.log.close()
         self._open_storage.close()
 
-    async def abandon(self) -> None:
-        """Ends every task and connection and tidies nothing, as a crash would; for tests and the simulator."""
-        await self.snapshots.close()
+    def halt(self) -> None:
+        """No round goes on and none begins: nothing more is acknowledged."""
         for task in self._tasks:
             task.cancel()
+
+    async def abandon(self) -> None:
+        """Ends every task and connection and tidies nothing, as a crash would; for tests and the simulator."""
+        self.halt()
+        await self.snapshots.close()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.server.stop(0)
         await self.peers.close()

@@ -143,7 +143,7 @@ class ClusterWorld:
             config.shards, config.members = self.shards, self.members
             config.replication_factor = self.replicas
         else:
-            config.join = [member.address for member in self.members]
+            config.join = [address for node, address in self.addresses.items() if node != name]
         ports = Ports(
             disk=SlowDisk(self.disks[name].attach(), self, name),
             open_state=self.states[name].attach,
@@ -171,6 +171,7 @@ class ClusterWorld:
         for name in names:
             self.disks[name].crash(self.random, keep=keep)
             self.states[name].crash(self.random, keep=keep)
+            self.nodes[name].halt()  # or it would acknowledge what its dead disk says is synced
         for name in names:
             await self.nodes.pop(name).abandon()
 
@@ -178,7 +179,8 @@ class ClusterWorld:
         """As SIGTERM does it: leaderships are handed over, then it ends."""
         node = self.nodes[name]
         node.begin_stop()
-        assert await node.stopped is None
+        failure = await node.stopped
+        assert failure is None, repr(failure)
         del self.nodes[name]
 
     def leader(self, shard: int, *, but: str = "") -> Node | None:
