@@ -27,6 +27,7 @@ from chaos.sim.stores import ClientStore, RawStore
 from chaos.sim.tastes import Taste
 from chaos.sim.watching import CAUGHT_UP_S, Watcher
 from chaos.workloads.kv import KvOptions, KvWorkload, Store
+from client.client import Client
 
 STEPS_MAX = 300_000
 """Of the checker per key: what takes longer is `unknown`, and a load that makes it so is a bad load."""
@@ -100,8 +101,8 @@ class Load:
         keys = lambda: [] if self.quiet else workload.active  # noqa: E731
         quiet = lambda: self.quiet  # noqa: E731
         self._endless.append(self._begin(-1, self.stale.run(cluster.clients[-1].kv, keys), "stale reader"))
-        counting = self.counters.run(cluster.clients[1].kv, self._stopped, quiet)
-        expiring = self.expiries.run(cluster.clients[2].kv, self._stopped, quiet)
+        counting = self.counters.run(self._client(1).kv, self._stopped, quiet)
+        expiring = self.expiries.run(self._client(2).kv, self._stopped, quiet)
         self._ending += [self._begin(1, counting, "counters"), self._begin(2, expiring, "expiries")]
         self._start_callers(workload)
         if self._taste.idle:
@@ -110,7 +111,11 @@ class Load:
 
     def _begin(self, client: int, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """In the process of that client."""
-        return self.cluster.loop.start(self.cluster.client_processes[client], work, name)
+        return self.cluster.loop.start(self.cluster.client_processes[client % self._clients], work, name)
+
+    def _client(self, number: int) -> Client:
+        """There may be fewer."""
+        return self.cluster.clients[number % self._clients]
 
     def _start_callers(self, workload: KvWorkload) -> None:
         cluster = self.cluster
@@ -143,11 +148,10 @@ class Load:
     async def read_back(self) -> None:
         """Stopped and healed: the last word on everything. Behind; TenfoldError."""
         assert self.workload is not None and self._watching is not None
-        clients = self.cluster.clients
         await asyncio.gather(*self._ending)
         await self.workload.read_back()
-        await self._begin(1, self.counters.read_back(clients[1].kv), "counters")
-        await self._begin(2, self.expiries.end(clients[2].kv), "expiries")
+        await self._begin(1, self.counters.read_back(self._client(1).kv), "counters")
+        await self._begin(2, self.expiries.end(self._client(2).kv), "expiries")
         await self._watch_catches_up(self._watching)
 
     async def close(self) -> None:

@@ -96,12 +96,13 @@ def test_a_case_is_written_and_read(tmp_path: Path) -> None:
             cases.read(path)
 
 
-@pytest.mark.parametrize("bug", ["heartbeat-commits-all", "appends-anywhere"])
-def test_a_seeded_bug_shrinks_to_a_few_faults(bug: str, tmp_path: Path) -> None:
-    """And the case that is written fails the same way, with the same trace, in another process."""
-    runs = (Case(Options(seed=seed, duration_s=20.0), bug) for seed in range(1, 13))
+@pytest.mark.parametrize(("bug", "first"), [("never-steps-down", 3), ("applies-before-synced", 1)])
+def test_a_seeded_bug_shrinks_to_a_few_faults(bug: str, first: int, tmp_path: Path) -> None:
+    """And the case that is written fails the same way, with the same trace, in another process. The seed that comes first found
+    the bug once, which only saves time."""
+    runs = (Case(Options(seed=seed, duration_s=5.0), bug) for seed in (first, *range(1, 40)))
     bad = next(case for case in runs if case.run().verdict == "violation")
-    found = Shrinker(bad, lambda told: None, 60).run()
+    found = Shrinker(bad, lambda told: None, 25).run()
     faults, path = found.options.schedule or (), tmp_path / "case.json"
     assert len(faults) <= FAULTS_MAX, faults
     cases.write(found, path)
