@@ -17,9 +17,9 @@ import structlog
 
 from cluster.errors import Code
 from cluster.limits import Limits
-from cluster.ports import Clock, Dial, Disk, DiskFull, Handlers, Random, Spawn, State, StorageFailed
-from node.arrival import NOTHING_LOST, Arrival, Loss
+from cluster.ports import Clock, Dial, Disk, Handlers, Random, Spawn, State
 from node.arrival import PATH as LOSS_PATH
+from node.arrival import Arrival, Loss
 from node.capabilities import discover
 from node.cluster_map import PATH as MAP_PATH
 from node.cluster_map import ClusterMap
@@ -46,6 +46,8 @@ from node.upkeep import Upkeep
 from proto.gen import node_pb2
 
 INCARNATION_PATH = "incarnation"
+EPOCH_SHIFT = 16
+"""Of an incarnation: above it the epoch of the last loss, below it the starts since."""
 STOP_GRACE_S = 2.0
 
 log = structlog.get_logger("node")
@@ -74,7 +76,6 @@ class Node:
         self.limits = config.limits(limits)
         self.address = config.address
         self.incarnation = 0
-        self._rising = False
         self.stopped: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -180,7 +181,7 @@ class Node:
             limits=limits,
         )
         self.shards.on_closed.append(self.snapshots.forget)
-        self.events.connect(self.shards, self.snapshots, self.upkeep.fetch_map, self._outlived)
+        self.events.connect(self.shards, self.snapshots, self.upkeep.fetch_map)
         self._assemble_meta()
         self.peer_service = PeerService(self.peers)
         self.service = NodeService(
@@ -240,30 +241,20 @@ class Node:
 
     async def _arrive(self) -> None:
         """Asks the cluster in, or for what was lost; nothing else waits for it."""
-        await Arrival(self.config, self.map, self.loss, self.ports.dial, lambda: self.address).run()
+        arrival = Arrival(self.config, self.map, self.loss, self.ports.dial, lambda: self.address, self._count_from)
+        await arrival.run()
         self.upkeep.follow_again()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and task.exception() is not None:
             self.fail(task.exception())
 
-    def _outlived(self, incarnation: int) -> None:
-        """A peer knows a later incarnation of this node. Where the disk was lost the count was lost with it, and goes on above
-        what the peers remember. Else this is an old process or an old copy of the disk, and stays refused."""
-        if self.loss.epoch != NOTHING_LOST and not self._rising:
-            self._rising = True
-            self.ports.spawn(self._rise_above(incarnation), "incarnation")
-
-    async def _rise_above(self, incarnation: int) -> None:
-        try:
-            await self._kept_incarnation.write(self._identity, str(incarnation + 1).encode())
-            self.incarnation = self.peers.identity.incarnation = incarnation + 1
-        except DiskFull as error:
-            log.info("incarnation not kept", reason=str(error))  # tried again when a peer refuses again
-        except StorageFailed as error:
-            self.fail(error)
-        finally:
-            self._rising = False
+    async def _count_from(self, epoch: int) -> None:
+        """With the disk the count of incarnations was lost. It goes on above whatever a peer may remember, since no two losses
+        are told the same epoch. Only while it is told: an old copy of the disk is later refused by its incarnation."""
+        counted = max(self.incarnation, epoch << EPOCH_SHIFT)
+        await self._kept_incarnation.write(self._identity, str(counted).encode())
+        self.incarnation = self.peers.identity.incarnation = counted
 
     # -- the end -------------------------------------------------------------------------------------------------------
 

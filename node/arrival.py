@@ -8,7 +8,7 @@ the meta leader has told it that epoch.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -64,14 +64,23 @@ class Loss:
 
 
 class Arrival:
-    """Asks for what the node lacks: a map, or the epoch of its loss."""
+    """Asks for what the node lacks: a map, or the epoch of its loss, from which on its incarnations are counted again."""
 
-    def __init__(self, config: NodeConfig, map: ClusterMap, loss: Loss, dial: Dial, address: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        map: ClusterMap,
+        loss: Loss,
+        dial: Dial,
+        address: Callable[[], str],
+        count_from: Callable[[int], Awaitable[None]],
+    ) -> None:
         self._config = config
         self._map = map
         self._loss = loss
         self._dial = dial
         self._address = address
+        self._count_from = count_from
 
     @property
     def wanted(self) -> bool:
@@ -116,13 +125,18 @@ class Arrival:
         return reply
 
     async def _take(self, reply: node_pb2.JoinReply) -> None:
-        """The map first: what is known of a loss tells which of its replicas may begin here."""
+        """After a loss the map first: what is known of it tells which of the map's replicas may begin here. A node without a map
+        first notes what the map may have placed under its name before: that was another's, whose disk is not here."""
         if reply.map.cluster_id != self._config.cluster or not reply.map.epoch or not reply.epoch:
             raise TenfoldError(Code.WRONG_CLUSTER, f"the map is of cluster {reply.map.cluster_id.hex()!r}")
         log.info("let in", epoch=reply.map.epoch, lost=self._loss.epoch is None)
-        await self._map.update(reply.map)
-        if self._loss.epoch is None:
+        if self._loss.epoch is not None:
             await self._loss.know(reply.epoch)
+            await self._map.update(reply.map)
+            return
+        await self._map.update(reply.map)
+        await self._count_from(reply.epoch)
+        await self._loss.know(reply.epoch)
 
     def _seeds(self) -> list[str]:
         config = self._config

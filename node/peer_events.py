@@ -35,13 +35,11 @@ class PeerEvents:
         shards: Shards,
         snapshots: Snapshots,
         fetch_map: Callable[[str], None],
-        outlived: Callable[[int], None],
     ) -> None:
         """Before the first peer is dialled: whom the events are for."""
         self._shards = shards
         self._snapshots = snapshots
         self._fetch_map = fetch_map
-        self._outlived = outlived
 
     def on_messages(self, node: str, messages: list[tuple[int, Message]]) -> None:
         replicas = self._shards.replicas
@@ -67,9 +65,6 @@ class PeerEvents:
 
     def on_newer_map(self, address: str) -> None:
         self._fetch_map(address)
-
-    def on_outlived(self, incarnation: int) -> None:
-        self._outlived(incarnation)
 
     def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None:
         before, self.told[node] = self.told.get(node), beat

@@ -106,16 +106,17 @@ class Snapshots:
     def send(self, replica: Replica, message: Message) -> None:
         """Called by the pump in a round; the core asks again later when this one was refused or failed."""
         most = self._limits.snapshots_sending_max
-        if self._active >= most or self._open >= 2 * most or message.receiver not in replica.node_of:
+        node = replica.node_of.get(message.receiver)
+        if self._active >= most or self._open >= 2 * most or node is None:
             self._finished(replica, message, ok=False)
             return
         self._active += 1
         self._open += 1
-        self._start(lambda: self._send(replica, message), f"snapshot-{replica.shard}")
+        self._start(lambda: self._send(replica, message, node), f"snapshot-{replica.shard}")
 
-    async def _send(self, replica: Replica, message: Message) -> None:
+    async def _send(self, replica: Replica, message: Message, node: str) -> None:
+        """`node` as it was when asked: by now the map may have dropped the receiver."""
         ok = False
-        node = replica.node_of[message.receiver]
         try:
             sending = await self._freeze(replica, message)
             try:
@@ -180,9 +181,9 @@ class Snapshots:
             raise TenfoldError(Code.WRONG_SHARD, "the follower does not wait for it any more")
 
     def _next_id(self) -> int:
-        """No other snapshot of this node has or had it, at whatever start."""
+        """No other snapshot of this node has it that a receiver may still hold the half of, whatever start it is from."""
         self._frozen += 1
-        return self._peers.identity.incarnation << 32 | self._frozen
+        return (self._peers.identity.incarnation << 20 | self._frozen & 0xFFFFF) & 0xFFFF_FFFF_FFFF_FFFF
 
     async def _deliver(self, sending: Sending, node: str) -> peer_pb2.SnapshotReply:
         """Attempt after attempt, as long as one of them gets on within `snapshot_resume_ms`."""

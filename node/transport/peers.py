@@ -41,9 +41,6 @@ class PeerHandler(Protocol):
         """Somebody there knows a newer map: we do not know it as a member, or it does not know us. Comes again with each
         attempt of either side."""
 
-    def on_outlived(self, incarnation: int) -> None:
-        """A peer knows a later incarnation of this node. Comes again with each attempt."""
-
     def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None: ...
 
     def on_snapshot(
@@ -223,7 +220,7 @@ class Peers:
         known = self._incarnations.get(hello.node, 0)
         if hello.incarnation < known:
             why = f"incarnation: {hello.incarnation} of {hello.node} is over"
-            self._refuse(hello, Code.INVALID_ARGUMENT, why, incarnation=known)
+            self._refuse(hello, Code.INVALID_ARGUMENT, why)
 
     def admit(self, hello: peer_pb2.Hello) -> None:
         """Checks who dials in, and follows it to the address it tells. TenfoldError if it may not."""
@@ -269,9 +266,6 @@ class Peers:
     def link_refused(self, node: str, refusal: TenfoldError) -> None:
         if self._closing.is_set():
             return
-        incarnation = int(str(refusal.details.get("incarnation", 0)))
-        if incarnation >= self.identity.incarnation:
-            self.handler.on_outlived(incarnation)
         if int(str(refusal.details.get("epoch", 0))) > self.identity.epoch:
             self.handler.on_newer_map(self.address_of(node))
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from copy import deepcopy
+from typing import Any
 
 from cluster.errors import Code, TenfoldError
 from node.app import Node
@@ -71,6 +73,22 @@ async def test_a_node_that_joins_is_let_in_and_takes_part() -> None:
         await world.check()
 
 
+async def test_a_node_that_joins_with_an_empty_disk_under_a_members_name_is_not_taken_for_new() -> None:
+    """Say, its whole directory was deleted, and it was added once more: the replicas placed there have voted."""
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=FAST) as world:
+        await world.fill()
+        await world.join("n4")
+        await world.until(lambda: all(len(node.peers.up()) == 3 for node in world.nodes.values()), "all reach all")
+        added = await world.add(1, "n4", world.row(1).replicas[-1].id)
+        await world.settle(1)
+        await world.crash(["n4"])
+        world.wipe("n4")
+        node = await world.start("n4")
+        await world.until(lambda: node.shards.replica_of(1) == added, "it is told what is placed there")
+        assert node.shards.quarantined[1].reason == "its log is gone" and 1 not in node.shards.replicas
+        await world.check()
+
+
 async def test_a_node_that_joins_too_early_waits() -> None:
     async with asyncio.timeout(60), ClusterWorld(shards=1, limits=FAST) as world:
         await world.put(b"k", b"1")
@@ -131,6 +149,43 @@ async def test_a_lost_disk_is_told_and_all_that_was_on_it_is_rebuilt() -> None:
         node = await world.start(victim, born=True)
         assert node.loss.epoch is not None and not node.shards.quarantined, "it has lived, and its log is intact"
         await world.check()
+
+
+async def test_after_a_loss_an_old_copy_of_the_disk_stays_out() -> None:
+    """It knows of the loss as the disk does that it is a copy of, but not of the votes given since."""
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=FAST) as world:
+        await world.fill()
+        others = [name for name in world.names if name != "n3"]
+        for _ in range(2):
+            node = await lost(world, "n3")
+            await world.until(lambda node=node: node.loss.epoch is not None, "it is told")
+            await world.until(lambda node=node: sorted(node.peers.up()) == others, "let in by all")
+        await world.crash(["n3"])
+        copy = deepcopy((world.disks["n3"], world.states["n3"]))
+        for _ in range(2):
+            node = await world.start("n3", born=True)
+            await world.until(lambda node=node: sorted(node.peers.up()) == others, "the disk itself comes back")
+            await world.crash(["n3"])
+        world.disks["n3"], world.states["n3"] = copy
+        refused = {name: refusals(world.nodes[name]) for name in others}
+        node = await world.start("n3", born=True)
+        for name in others:
+            await world.until(lambda name=name: len(refused[name]) > 3, "it tries again and again")
+        assert node.peers.up() == [] and set(refused["n1"]) == {f"incarnation: {node.incarnation} of n3 is over"}
+        await world.check()
+
+
+def refusals(node: Node) -> list[str]:
+    """What it answers to those it refuses from now on."""
+    told: list[str] = []
+    refuse = node.peers._refuse
+
+    def heard(hello: Any, code: Code, why: str, **details: int) -> None:
+        told.append(why)
+        refuse(hello, code, why, **details)
+
+    node.peers._refuse = heard  # type: ignore[method-assign]
+    return told
 
 
 async def test_until_it_is_told_a_node_that_lost_its_disk_begins_nothing() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.ports import StorageFailed
 from cluster.raft.messages import Message, MessageKind
+from node.replica import Replica
 from tests.node.cluster_world import ClusterWorld
 from tests.node.snapshot_world import SHORT_LOGS, Frozen, Tap, caught_up, generations, never, one_falls_behind
 
@@ -66,6 +67,23 @@ async def test_what_is_frozen_is_let_go_when_the_leader(how: str) -> None:
             await world.crash([late], keep=True)
             leader.shards.replicas[1].core.progress.pop(node.shards.replicas[1].core.replica)
         await world.until(lambda: frozen.open == 0, "let go")
+
+
+async def test_a_follower_that_the_map_drops_before_its_snapshot_begins_costs_no_more_than_that() -> None:
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=SHORT_LOGS) as world:
+        leader, late = await one_falls_behind(world)
+        send, asked = leader.snapshots.send, asyncio.Event()
+
+        def dropped(replica: Replica, message: Message) -> None:
+            send(replica, message)
+            replica.node_of = {peer: node for peer, node in replica.node_of.items() if node != late}
+            asked.set()
+
+        leader.snapshots.send = dropped  # type: ignore[method-assign]
+        await world.start(late)
+        await asked.wait()
+        await world.until(lambda: leader.snapshots._open == leader.snapshots._active == 0, "given up")
+        assert not leader.stopped.done() and (await world.put(b"k0", b"last")).code == 0
 
 
 async def test_a_freeze_that_is_given_up_before_its_turn_freezes_nothing() -> None:

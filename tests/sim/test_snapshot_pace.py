@@ -46,8 +46,6 @@ class Receiver:
 
     def on_newer_map(self, address: str) -> None: ...
 
-    def on_outlived(self, incarnation: int) -> None: ...
-
     def on_heartbeat(self, node: str, beat: peer_pb2.NodeHeartbeat) -> None:
         self.beats.append(self.now())
 

@@ -75,7 +75,6 @@ class Recorder:
         self.ups: list[tuple[str, int, str]] = []
         self.downs: list[str] = []
         self.newer_maps: list[str] = []
-        self.outlived: list[int] = []
         self.heartbeats: list[tuple[str, int, int, int]] = []
         self.beats: list[peer_pb2.NodeHeartbeat] = []
         self.snapshots: list[tuple[str, int, bytes]] = []
@@ -99,9 +98,6 @@ class Recorder:
     def on_peer_down(self, node: str) -> None:
         self.downs.append(node)
         self.changed.set()
-
-    def on_outlived(self, incarnation: int) -> None:
-        self.outlived.append(incarnation)
 
     def on_newer_map(self, address: str) -> None:
         self.newer_maps.append(address)
