@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15proto/gen/entry.proto\x12\ntenfold.v1\"\x8a\x01\n\x07Request\x12\x12\n\ncapability\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x11\n\tlow_water\x18\x04 \x01(\x04\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\x12\x14\n\x0copen_session\x18\x07 \x01(\x08\"W\n\x0c\x45ntryPayload\x12\x0f\n\x07time_ms\x18\x01 \x01(\x04\x12\x0f\n\x07wall_ms\x18\x02 \x01(\x04\x12%\n\x08requests\x18\x03 \x03(\x0b\x32\x13.tenfold.v1.Requestb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15proto/gen/entry.proto\x12\ntenfold.v1\"\xad\x01\n\x07Request\x12\x12\n\ncapability\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\x04\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x11\n\tlow_water\x18\x04 \x01(\x04\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x0c\n\x04\x62ody\x18\x06 \x01(\x0c\x12\x14\n\x0copen_session\x18\x07 \x01(\x08\x12!\n\x06\x66\x65nces\x18\x08 \x03(\x0b\x32\x11.tenfold.v1.Fence\"E\n\x05\x46\x65nce\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\x04\x12\x0e\n\x06holder\x18\x03 \x01(\x08\x12\x0f\n\x07release\x18\x04 \x01(\x08\"W\n\x0c\x45ntryPayload\x12\x0f\n\x07time_ms\x18\x01 \x01(\x04\x12\x0f\n\x07wall_ms\x18\x02 \x01(\x04\x12%\n\x08requests\x18\x03 \x03(\x0b\x32\x13.tenfold.v1.Requestb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,7 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.gen.entry_pb2', _glob
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REQUEST']._serialized_start=38
-  _globals['_REQUEST']._serialized_end=176
-  _globals['_ENTRYPAYLOAD']._serialized_start=178
-  _globals['_ENTRYPAYLOAD']._serialized_end=265
+  _globals['_REQUEST']._serialized_end=211
+  _globals['_FENCE']._serialized_start=213
+  _globals['_FENCE']._serialized_end=282
+  _globals['_ENTRYPAYLOAD']._serialized_start=284
+  _globals['_ENTRYPAYLOAD']._serialized_end=371
 # @@protoc_insertion_point(module_scope)

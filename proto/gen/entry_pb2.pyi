@@ -31,6 +31,7 @@ class Request(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
     OPEN_SESSION_FIELD_NUMBER: _builtins.int
+    FENCES_FIELD_NUMBER: _builtins.int
     capability: _builtins.str
     session: _builtins.int
     """0: no session (not exactly-once; pulses and internal commands)"""
@@ -43,6 +44,8 @@ class Request(_message.Message):
     """the capability's command, as the client sent it"""
     open_session: _builtins.bool
     """no body: open a session"""
+    @_builtins.property
+    def fences(self) -> _containers.RepeatedCompositeFieldContainer[Global___Fence]: ...
     def __init__(
         self,
         *,
@@ -53,14 +56,47 @@ class Request(_message.Message):
         principal: _builtins.str = ...,
         body: _builtins.bytes = ...,
         open_session: _builtins.bool = ...,
+        fences: _abc.Iterable[Global___Fence] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "capability", b"capability", "low_water", b"low_water", "open_session", b"open_session", "principal", b"principal", "sequence", b"sequence", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "capability", b"capability", "fences", b"fences", "low_water", b"low_water", "open_session", b"open_session", "principal", b"principal", "sequence", b"sequence", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Request: _TypeAlias = Request  # noqa: Y015
+
+@_typing.final
+class Fence(_message.Message):
+    """A condition on a request: the fencing token of a lock. The shard refuses a token lower than the highest it was shown for that name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TOKEN_FIELD_NUMBER: _builtins.int
+    HOLDER_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    token: _builtins.int
+    holder: _builtins.bool
+    """the lock lies in this shard: the token must be that of a present holder"""
+    release: _builtins.bool
+    """with `holder`: the lock is released in the same commit, if the request succeeds"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        token: _builtins.int = ...,
+        holder: _builtins.bool = ...,
+        release: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder", "name", b"name", "release", b"release", "token", b"token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Fence: _TypeAlias = Fence  # noqa: Y015
 
 @_typing.final
 class EntryPayload(_message.Message):

@@ -22,11 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from proto.gen import kv_pb2 as proto_dot_gen_dot_kv__pb2
+from proto.gen import entry_pb2 as proto_dot_gen_dot_entry__pb2
 from proto.gen import meta_pb2 as proto_dot_gen_dot_meta__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/gen/node.proto\x12\ntenfold.v1\x1a\x12proto/gen/kv.proto\x1a\x14proto/gen/meta.proto\"\xd8\x01\n\nSubRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x15\n\rshard_version\x18\x02 \x01(\x04\x12\x12\n\ncapability\x18\x03 \x01(\t\x12\x1e\n\x04mode\x18\x04 \x01(\x0e\x32\x10.tenfold.v1.Mode\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32\x17.tenfold.v1.Consistency\x12\x0f\n\x07session\x18\x06 \x01(\x04\x12\x10\n\x08sequence\x18\x07 \x01(\x04\x12\x11\n\tlow_water\x18\x08 \x01(\x04\x12\x0c\n\x04\x62ody\x18\t \x01(\x0c\"s\n\x0b\x43\x61llRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\x12(\n\x08requests\x18\x04 \x03(\x0b\x32\x16.tenfold.v1.SubRequest\"y\n\x08SubReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\r\n\x05index\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x10\n\x08stale_ms\x18\x06 \x01(\x04\x12\x0f\n\x07session\x18\x07 \x01(\x04\"A\n\tCallReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12%\n\x07replies\x18\x02 \x03(\x0b\x32\x14.tenfold.v1.SubReply\"\x8b\x01\n\x0cWatchRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x15\n\rshard_version\x18\x03 \x01(\x04\x12\r\n\x05start\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x0c\x12\x13\n\x0b\x61\x66ter_index\x18\x06 \x01(\x04\x12\x10\n\x08\x66rom_now\x18\x07 \x01(\x08\"~\n\nWatchReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\x12\r\n\x05\x66loor\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12#\n\x06\x65vents\x18\x06 \x03(\x0b\x32\x13.tenfold.v1.KvEvent\"!\n\nMapRequest\x12\x13\n\x0b\x61\x62ove_epoch\x18\x01 \x01(\x04\" \n\rStatusRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x08\"C\n\x0cPeerProgress\x12\x0f\n\x07replica\x18\x01 \x01(\x04\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\r\n\x05state\x18\x03 \x01(\t\"\x80\x03\n\rReplicaStatus\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07replica\x18\x02 \x01(\x04\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x06 \x01(\x04\x12\x15\n\rapplied_index\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x12\n\nquarantine\x18\t \x01(\t\x12\x12\n\nbase_index\x18\n \x01(\x04\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x04\x12\x0c\n\x04idle\x18\x0c \x01(\x08\x12\x0e\n\x06voters\x18\r \x03(\x04\x12\x10\n\x08learners\x18\x0e \x03(\x04\x12\x10\n\x08outgoing\x18\x0f \x03(\x04\x12\x1d\n\x15\x63onfiguration_version\x18\x10 \x01(\x04\x12\x1d\n\x15\x63onfiguration_applied\x18\x11 \x01(\x08\x12*\n\x08progress\x18\x12 \x03(\x0b\x32\x18.tenfold.v1.PeerProgress\"\xc6\x02\n\x0bStatusReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12+\n\x08replicas\x18\x06 \x03(\x0b\x32\x19.tenfold.v1.ReplicaStatus\x12\x10\n\x08peers_up\x18\x07 \x03(\t\x12\x11\n\tlog_bytes\x18\x08 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\t \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\n \x01(\x01\x12\x37\n\x08\x63ounters\x18\x0b \x03(\x0b\x32%.tenfold.v1.StatusReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\r\n\x0bStopRequest\"\x0b\n\tStopReply\"S\n\x0bJoinRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\"\n\x06member\x18\x02 \x01(\x0b\x32\x12.tenfold.v1.Member\x12\x0c\n\x04lost\x18\x03 \x01(\x08\"=\n\tJoinReply\x12!\n\x03map\x18\x01 \x01(\x0b\x32\x14.tenfold.v1.ShardMap\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x1c\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x1d\n\rRemoveRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"#\n\x10RebalanceRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"\x1b\n\nAdminReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"<\n\x04Move\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0c\n\x04\x66rom\x18\x02 \x01(\t\x12\n\n\x02to\x18\x03 \x01(\t\x12\x0b\n\x03why\x18\x04 \x01(\t\"C\n\x0eRebalanceReply\x12\x1f\n\x05moves\x18\x01 \x03(\x0b\x32\x10.tenfold.v1.Move\x12\x10\n\x08replicas\x18\x02 \x01(\r\"\x15\n\x13\x44riverStatusRequest\"\x8b\x01\n\x11\x44riverStatusReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12 \n\x06moving\x18\x02 \x03(\x0b\x32\x10.tenfold.v1.Move\x12!\n\x07waiting\x18\x03 \x03(\x0b\x32\x10.tenfold.v1.Move\x12\x13\n\x0brebalancing\x18\x04 \x01(\x08\x12\r\n\x05stuck\x18\x05 \x01(\t*0\n\x04Mode\x12\x0b\n\x07\x43OMMAND\x10\x00\x12\t\n\x05QUERY\x10\x01\x12\x10\n\x0cOPEN_SESSION\x10\x02*5\n\x0b\x43onsistency\x12\x10\n\x0cLINEARIZABLE\x10\x00\x12\t\n\x05LEASE\x10\x01\x12\t\n\x05STALE\x10\x02\x32\xf4\x04\n\x04Node\x12\x36\n\x04\x43\x61ll\x12\x17.tenfold.v1.CallRequest\x1a\x15.tenfold.v1.CallReply\x12;\n\x05Watch\x12\x18.tenfold.v1.WatchRequest\x1a\x16.tenfold.v1.WatchReply0\x01\x12:\n\x08WatchMap\x12\x16.tenfold.v1.MapRequest\x1a\x14.tenfold.v1.ShardMap0\x01\x12<\n\x06Status\x12\x19.tenfold.v1.StatusRequest\x1a\x17.tenfold.v1.StatusReply\x12\x36\n\x04Stop\x12\x17.tenfold.v1.StopRequest\x1a\x15.tenfold.v1.StopReply\x12\x36\n\x04Join\x12\x17.tenfold.v1.JoinRequest\x1a\x15.tenfold.v1.JoinReply\x12\x39\n\x05\x44rain\x12\x18.tenfold.v1.DrainRequest\x1a\x16.tenfold.v1.AdminReply\x12;\n\x06Remove\x12\x19.tenfold.v1.RemoveRequest\x1a\x16.tenfold.v1.AdminReply\x12\x45\n\tRebalance\x12\x1c.tenfold.v1.RebalanceRequest\x1a\x1a.tenfold.v1.RebalanceReply\x12N\n\x0c\x44riverStatus\x12\x1f.tenfold.v1.DriverStatusRequest\x1a\x1d.tenfold.v1.DriverStatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/gen/node.proto\x12\ntenfold.v1\x1a\x15proto/gen/entry.proto\x1a\x14proto/gen/meta.proto\"\xfb\x01\n\nSubRequest\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x15\n\rshard_version\x18\x02 \x01(\x04\x12\x12\n\ncapability\x18\x03 \x01(\t\x12\x1e\n\x04mode\x18\x04 \x01(\x0e\x32\x10.tenfold.v1.Mode\x12,\n\x0b\x63onsistency\x18\x05 \x01(\x0e\x32\x17.tenfold.v1.Consistency\x12\x0f\n\x07session\x18\x06 \x01(\x04\x12\x10\n\x08sequence\x18\x07 \x01(\x04\x12\x11\n\tlow_water\x18\x08 \x01(\x04\x12\x0c\n\x04\x62ody\x18\t \x01(\x0c\x12!\n\x06\x66\x65nces\x18\n \x03(\x0b\x32\x11.tenfold.v1.Fence\"s\n\x0b\x43\x61llRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x11\n\tprincipal\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x03 \x01(\r\x12(\n\x08requests\x18\x04 \x03(\x0b\x32\x16.tenfold.v1.SubRequest\"y\n\x08SubReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\r\n\x05index\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x10\n\x08stale_ms\x18\x06 \x01(\x04\x12\x0f\n\x07session\x18\x07 \x01(\x04\"A\n\tCallReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12%\n\x07replies\x18\x02 \x03(\x0b\x32\x14.tenfold.v1.SubReply\"\x9f\x01\n\x0cWatchRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x15\n\rshard_version\x18\x03 \x01(\x04\x12\r\n\x05start\x18\x04 \x01(\x0c\x12\x0b\n\x03\x65nd\x18\x05 \x01(\x0c\x12\x13\n\x0b\x61\x66ter_index\x18\x06 \x01(\x04\x12\x10\n\x08\x66rom_now\x18\x07 \x01(\x08\x12\x12\n\ncapability\x18\x08 \x01(\t\"i\n\nWatchReply\x12\x0c\n\x04\x63ode\x18\x01 \x01(\r\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\r\n\x05index\x18\x03 \x01(\x04\x12\r\n\x05\x66loor\x18\x04 \x01(\x04\x12\x0e\n\x06leader\x18\x05 \x01(\t\x12\x0e\n\x06\x65vents\x18\x06 \x03(\x0c\"!\n\nMapRequest\x12\x13\n\x0b\x61\x62ove_epoch\x18\x01 \x01(\x04\" \n\rStatusRequest\x12\x0f\n\x07\x64igests\x18\x01 \x01(\x08\"C\n\x0cPeerProgress\x12\x0f\n\x07replica\x18\x01 \x01(\x04\x12\x13\n\x0bmatch_index\x18\x02 \x01(\x04\x12\r\n\x05state\x18\x03 \x01(\t\"\x80\x03\n\rReplicaStatus\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0f\n\x07replica\x18\x02 \x01(\x04\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0e\n\x06leader\x18\x04 \x01(\t\x12\x0c\n\x04term\x18\x05 \x01(\x04\x12\x14\n\x0c\x63ommit_index\x18\x06 \x01(\x04\x12\x15\n\rapplied_index\x18\x07 \x01(\x04\x12\x12\n\nlast_index\x18\x08 \x01(\x04\x12\x12\n\nquarantine\x18\t \x01(\t\x12\x12\n\nbase_index\x18\n \x01(\x04\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x04\x12\x0c\n\x04idle\x18\x0c \x01(\x08\x12\x0e\n\x06voters\x18\r \x03(\x04\x12\x10\n\x08learners\x18\x0e \x03(\x04\x12\x10\n\x08outgoing\x18\x0f \x03(\x04\x12\x1d\n\x15\x63onfiguration_version\x18\x10 \x01(\x04\x12\x1d\n\x15\x63onfiguration_applied\x18\x11 \x01(\x08\x12*\n\x08progress\x18\x12 \x03(\x0b\x32\x18.tenfold.v1.PeerProgress\"\xc6\x02\n\x0bStatusReply\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\x12\x0b\n\x03pid\x18\x05 \x01(\r\x12+\n\x08replicas\x18\x06 \x03(\x0b\x32\x19.tenfold.v1.ReplicaStatus\x12\x10\n\x08peers_up\x18\x07 \x03(\t\x12\x11\n\tlog_bytes\x18\x08 \x01(\x04\x12\x16\n\x0eresident_bytes\x18\t \x01(\x04\x12\x13\n\x0b\x63pu_seconds\x18\n \x01(\x01\x12\x37\n\x08\x63ounters\x18\x0b \x03(\x0b\x32%.tenfold.v1.StatusReply.CountersEntry\x1a/\n\rCountersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"\r\n\x0bStopRequest\"\x0b\n\tStopReply\"S\n\x0bJoinRequest\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\"\n\x06member\x18\x02 \x01(\x0b\x32\x12.tenfold.v1.Member\x12\x0c\n\x04lost\x18\x03 \x01(\x08\"=\n\tJoinReply\x12!\n\x03map\x18\x01 \x01(\x0b\x32\x14.tenfold.v1.ShardMap\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x1c\n\x0c\x44rainRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"\x1d\n\rRemoveRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\"#\n\x10RebalanceRequest\x12\x0f\n\x07\x64ry_run\x18\x01 \x01(\x08\"\x1b\n\nAdminReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"<\n\x04Move\x12\r\n\x05shard\x18\x01 \x01(\r\x12\x0c\n\x04\x66rom\x18\x02 \x01(\t\x12\n\n\x02to\x18\x03 \x01(\t\x12\x0b\n\x03why\x18\x04 \x01(\t\"C\n\x0eRebalanceReply\x12\x1f\n\x05moves\x18\x01 \x03(\x0b\x32\x10.tenfold.v1.Move\x12\x10\n\x08replicas\x18\x02 \x01(\r\"\x15\n\x13\x44riverStatusRequest\"\x8b\x01\n\x11\x44riverStatusReply\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12 \n\x06moving\x18\x02 \x03(\x0b\x32\x10.tenfold.v1.Move\x12!\n\x07waiting\x18\x03 \x03(\x0b\x32\x10.tenfold.v1.Move\x12\x13\n\x0brebalancing\x18\x04 \x01(\x08\x12\r\n\x05stuck\x18\x05 \x01(\t*0\n\x04Mode\x12\x0b\n\x07\x43OMMAND\x10\x00\x12\t\n\x05QUERY\x10\x01\x12\x10\n\x0cOPEN_SESSION\x10\x02*5\n\x0b\x43onsistency\x12\x10\n\x0cLINEARIZABLE\x10\x00\x12\t\n\x05LEASE\x10\x01\x12\t\n\x05STALE\x10\x02\x32\xf4\x04\n\x04Node\x12\x36\n\x04\x43\x61ll\x12\x17.tenfold.v1.CallRequest\x1a\x15.tenfold.v1.CallReply\x12;\n\x05Watch\x12\x18.tenfold.v1.WatchRequest\x1a\x16.tenfold.v1.WatchReply0\x01\x12:\n\x08WatchMap\x12\x16.tenfold.v1.MapRequest\x1a\x14.tenfold.v1.ShardMap0\x01\x12<\n\x06Status\x12\x19.tenfold.v1.StatusRequest\x1a\x17.tenfold.v1.StatusReply\x12\x36\n\x04Stop\x12\x17.tenfold.v1.StopRequest\x1a\x15.tenfold.v1.StopReply\x12\x36\n\x04Join\x12\x17.tenfold.v1.JoinRequest\x1a\x15.tenfold.v1.JoinReply\x12\x39\n\x05\x44rain\x12\x18.tenfold.v1.DrainRequest\x1a\x16.tenfold.v1.AdminReply\x12;\n\x06Remove\x12\x19.tenfold.v1.RemoveRequest\x1a\x16.tenfold.v1.AdminReply\x12\x45\n\tRebalance\x12\x1c.tenfold.v1.RebalanceRequest\x1a\x1a.tenfold.v1.RebalanceReply\x12N\n\x0c\x44riverStatus\x12\x1f.tenfold.v1.DriverStatusRequest\x1a\x1d.tenfold.v1.DriverStatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,58 +35,58 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_STATUSREPLY_COUNTERSENTRY']._loaded_options = None
   _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_options = b'8\001'
-  _globals['_MODE']._serialized_start=2327
-  _globals['_MODE']._serialized_end=2375
-  _globals['_CONSISTENCY']._serialized_start=2377
-  _globals['_CONSISTENCY']._serialized_end=2430
-  _globals['_SUBREQUEST']._serialized_start=79
-  _globals['_SUBREQUEST']._serialized_end=295
-  _globals['_CALLREQUEST']._serialized_start=297
-  _globals['_CALLREQUEST']._serialized_end=412
-  _globals['_SUBREPLY']._serialized_start=414
-  _globals['_SUBREPLY']._serialized_end=535
-  _globals['_CALLREPLY']._serialized_start=537
-  _globals['_CALLREPLY']._serialized_end=602
-  _globals['_WATCHREQUEST']._serialized_start=605
-  _globals['_WATCHREQUEST']._serialized_end=744
-  _globals['_WATCHREPLY']._serialized_start=746
-  _globals['_WATCHREPLY']._serialized_end=872
-  _globals['_MAPREQUEST']._serialized_start=874
-  _globals['_MAPREQUEST']._serialized_end=907
-  _globals['_STATUSREQUEST']._serialized_start=909
-  _globals['_STATUSREQUEST']._serialized_end=941
-  _globals['_PEERPROGRESS']._serialized_start=943
-  _globals['_PEERPROGRESS']._serialized_end=1010
-  _globals['_REPLICASTATUS']._serialized_start=1013
-  _globals['_REPLICASTATUS']._serialized_end=1397
-  _globals['_STATUSREPLY']._serialized_start=1400
-  _globals['_STATUSREPLY']._serialized_end=1726
-  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_start=1679
-  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_end=1726
-  _globals['_STOPREQUEST']._serialized_start=1728
-  _globals['_STOPREQUEST']._serialized_end=1741
-  _globals['_STOPREPLY']._serialized_start=1743
-  _globals['_STOPREPLY']._serialized_end=1754
-  _globals['_JOINREQUEST']._serialized_start=1756
-  _globals['_JOINREQUEST']._serialized_end=1839
-  _globals['_JOINREPLY']._serialized_start=1841
-  _globals['_JOINREPLY']._serialized_end=1902
-  _globals['_DRAINREQUEST']._serialized_start=1904
-  _globals['_DRAINREQUEST']._serialized_end=1932
-  _globals['_REMOVEREQUEST']._serialized_start=1934
-  _globals['_REMOVEREQUEST']._serialized_end=1963
-  _globals['_REBALANCEREQUEST']._serialized_start=1965
-  _globals['_REBALANCEREQUEST']._serialized_end=2000
-  _globals['_ADMINREPLY']._serialized_start=2002
-  _globals['_ADMINREPLY']._serialized_end=2029
-  _globals['_MOVE']._serialized_start=2031
-  _globals['_MOVE']._serialized_end=2091
-  _globals['_REBALANCEREPLY']._serialized_start=2093
-  _globals['_REBALANCEREPLY']._serialized_end=2160
-  _globals['_DRIVERSTATUSREQUEST']._serialized_start=2162
-  _globals['_DRIVERSTATUSREQUEST']._serialized_end=2183
-  _globals['_DRIVERSTATUSREPLY']._serialized_start=2186
-  _globals['_DRIVERSTATUSREPLY']._serialized_end=2325
-  _globals['_NODE']._serialized_start=2433
-  _globals['_NODE']._serialized_end=3061
+  _globals['_MODE']._serialized_start=2364
+  _globals['_MODE']._serialized_end=2412
+  _globals['_CONSISTENCY']._serialized_start=2414
+  _globals['_CONSISTENCY']._serialized_end=2467
+  _globals['_SUBREQUEST']._serialized_start=82
+  _globals['_SUBREQUEST']._serialized_end=333
+  _globals['_CALLREQUEST']._serialized_start=335
+  _globals['_CALLREQUEST']._serialized_end=450
+  _globals['_SUBREPLY']._serialized_start=452
+  _globals['_SUBREPLY']._serialized_end=573
+  _globals['_CALLREPLY']._serialized_start=575
+  _globals['_CALLREPLY']._serialized_end=640
+  _globals['_WATCHREQUEST']._serialized_start=643
+  _globals['_WATCHREQUEST']._serialized_end=802
+  _globals['_WATCHREPLY']._serialized_start=804
+  _globals['_WATCHREPLY']._serialized_end=909
+  _globals['_MAPREQUEST']._serialized_start=911
+  _globals['_MAPREQUEST']._serialized_end=944
+  _globals['_STATUSREQUEST']._serialized_start=946
+  _globals['_STATUSREQUEST']._serialized_end=978
+  _globals['_PEERPROGRESS']._serialized_start=980
+  _globals['_PEERPROGRESS']._serialized_end=1047
+  _globals['_REPLICASTATUS']._serialized_start=1050
+  _globals['_REPLICASTATUS']._serialized_end=1434
+  _globals['_STATUSREPLY']._serialized_start=1437
+  _globals['_STATUSREPLY']._serialized_end=1763
+  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_start=1716
+  _globals['_STATUSREPLY_COUNTERSENTRY']._serialized_end=1763
+  _globals['_STOPREQUEST']._serialized_start=1765
+  _globals['_STOPREQUEST']._serialized_end=1778
+  _globals['_STOPREPLY']._serialized_start=1780
+  _globals['_STOPREPLY']._serialized_end=1791
+  _globals['_JOINREQUEST']._serialized_start=1793
+  _globals['_JOINREQUEST']._serialized_end=1876
+  _globals['_JOINREPLY']._serialized_start=1878
+  _globals['_JOINREPLY']._serialized_end=1939
+  _globals['_DRAINREQUEST']._serialized_start=1941
+  _globals['_DRAINREQUEST']._serialized_end=1969
+  _globals['_REMOVEREQUEST']._serialized_start=1971
+  _globals['_REMOVEREQUEST']._serialized_end=2000
+  _globals['_REBALANCEREQUEST']._serialized_start=2002
+  _globals['_REBALANCEREQUEST']._serialized_end=2037
+  _globals['_ADMINREPLY']._serialized_start=2039
+  _globals['_ADMINREPLY']._serialized_end=2066
+  _globals['_MOVE']._serialized_start=2068
+  _globals['_MOVE']._serialized_end=2128
+  _globals['_REBALANCEREPLY']._serialized_start=2130
+  _globals['_REBALANCEREPLY']._serialized_end=2197
+  _globals['_DRIVERSTATUSREQUEST']._serialized_start=2199
+  _globals['_DRIVERSTATUSREQUEST']._serialized_end=2220
+  _globals['_DRIVERSTATUSREPLY']._serialized_start=2223
+  _globals['_DRIVERSTATUSREPLY']._serialized_end=2362
+  _globals['_NODE']._serialized_start=2470
+  _globals['_NODE']._serialized_end=3098
 # @@protoc_insertion_point(module_scope)

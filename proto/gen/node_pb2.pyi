@@ -8,7 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
-from proto.gen import kv_pb2 as _kv_pb2
+from proto.gen import entry_pb2 as _entry_pb2
 from proto.gen import meta_pb2 as _meta_pb2
 import builtins as _builtins
 import sys
@@ -72,6 +72,7 @@ class SubRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LOW_WATER_FIELD_NUMBER: _builtins.int
     BODY_FIELD_NUMBER: _builtins.int
+    FENCES_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     shard_version: _builtins.int
     capability: _builtins.str
@@ -81,6 +82,10 @@ class SubRequest(_message.Message):
     sequence: _builtins.int
     low_water: _builtins.int
     body: _builtins.bytes
+    @_builtins.property
+    def fences(self) -> _containers.RepeatedCompositeFieldContainer[_entry_pb2.Fence]:
+        """COMMAND only; `holder` is filled in by the node"""
+
     def __init__(
         self,
         *,
@@ -93,10 +98,11 @@ class SubRequest(_message.Message):
         sequence: _builtins.int = ...,
         low_water: _builtins.int = ...,
         body: _builtins.bytes = ...,
+        fences: _abc.Iterable[_entry_pb2.Fence] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "capability", b"capability", "consistency", b"consistency", "low_water", b"low_water", "mode", b"mode", "sequence", b"sequence", "session", b"session", "shard", b"shard", "shard_version", b"shard_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "capability", b"capability", "consistency", b"consistency", "fences", b"fences", "low_water", b"low_water", "mode", b"mode", "sequence", b"sequence", "session", b"session", "shard", b"shard", "shard_version", b"shard_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -214,6 +220,7 @@ class WatchRequest(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     AFTER_INDEX_FIELD_NUMBER: _builtins.int
     FROM_NOW_FIELD_NUMBER: _builtins.int
+    CAPABILITY_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.bytes
     shard: _builtins.int
     shard_version: _builtins.int
@@ -223,6 +230,8 @@ class WatchRequest(_message.Message):
     after_index: _builtins.int
     """changes above this index; 0 with from_now begins at the present"""
     from_now: _builtins.bool
+    capability: _builtins.str
+    """whose changes; empty: kv"""
     def __init__(
         self,
         *,
@@ -233,10 +242,11 @@ class WatchRequest(_message.Message):
         end: _builtins.bytes = ...,
         after_index: _builtins.int = ...,
         from_now: _builtins.bool = ...,
+        capability: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_index", b"after_index", "cluster_id", b"cluster_id", "end", b"end", "from_now", b"from_now", "shard", b"shard", "shard_version", b"shard_version", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_index", b"after_index", "capability", b"capability", "cluster_id", b"cluster_id", "end", b"end", "from_now", b"from_now", "shard", b"shard", "shard_version", b"shard_version", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -260,7 +270,9 @@ class WatchReply(_message.Message):
     """with Compacted: the oldest index one may resume after"""
     leader: _builtins.str
     @_builtins.property
-    def events(self) -> _containers.RepeatedCompositeFieldContainer[_kv_pb2.KvEvent]: ...
+    def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """messages of the capability, say KvEvent"""
+
     def __init__(
         self,
         *,
@@ -269,7 +281,7 @@ class WatchReply(_message.Message):
         index: _builtins.int = ...,
         floor: _builtins.int = ...,
         leader: _builtins.str = ...,
-        events: _abc.Iterable[_kv_pb2.KvEvent] | None = ...,
+        events: _abc.Iterable[_builtins.bytes] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
