@@ -27,6 +27,15 @@ class Code(IntEnum):
     ALREADY_EXISTS = 24
     MAP_CHANGED = 25
     MEMBER_BUSY = 26
+    LOCK_HELD = 27
+    STALE_TOKEN = 28
+    UNKNOWN_LEASE = 29
+    DEADLOCK = 30
+    NOT_HOLDER = 31
+    TOO_MANY_WAITERS = 32
+    LOCK_MODE_DIFFERS = 33
+    LOCK_TABLE_FULL = 34
+    LEASE_LOST = 35
     # routing
     NOT_LEADER = 40
     WRONG_SHARD = 41
@@ -76,6 +85,21 @@ TABLE: dict[Code, Row] = {
     Code.ALREADY_EXISTS: Row(True, False, Refresh.NOTHING, "it exists already"),
     Code.MAP_CHANGED: Row(True, True, Refresh.MAP, "the shard's placement changed meanwhile, or a change is under way"),
     Code.MEMBER_BUSY: Row(True, False, Refresh.NOTHING, "the member still holds replicas; drain it first"),
+    Code.LOCK_HELD: Row(True, False, Refresh.NOTHING, "somebody else holds the lock; holder and queue are given"),
+    Code.STALE_TOKEN: Row(True, False, Refresh.NOTHING, "a higher fencing token was shown, or the token holds no more"),
+    Code.UNKNOWN_LEASE: Row(True, False, Refresh.NOTHING, "the lease is unknown in this shard or has expired"),
+    Code.DEADLOCK: Row(True, False, Refresh.NOTHING, "waiting would close, or has closed, a cycle of waiters"),
+    Code.NOT_HOLDER: Row(True, False, Refresh.NOTHING, "somebody else holds the lock; nothing was released"),
+    Code.TOO_MANY_WAITERS: Row(True, False, Refresh.NOTHING, "the lock's queue is full"),
+    Code.LOCK_MODE_DIFFERS: Row(
+        True, False, Refresh.NOTHING, "the lock is in use as a semaphore, or of another capacity"
+    ),
+    Code.LOCK_TABLE_FULL: Row(
+        True, False, Refresh.NOTHING, "no room for a further lock, lease, attempt or fenced name"
+    ),
+    Code.LEASE_LOST: Row(
+        True, False, Refresh.NOTHING, "the lease ended, or may have, while its locks were relied upon"
+    ),
     Code.NOT_LEADER: Row(True, True, Refresh.LEADER, "this replica does not lead the shard"),
     Code.WRONG_SHARD: Row(True, True, Refresh.MAP, "this node holds no replica of the shard, or the key is not in it"),
     Code.MAP_BEHIND: Row(True, True, Refresh.NOTHING, "the client's map is newer than the node's"),

@@ -47,6 +47,24 @@ class Limits:
     session_bytes_max: int = bound(MIB, 256, 4 * KIB)  # kept results of one session
     sessions_max: int = bound(10_000, 2, 16)  # per shard
     session_expiry_ms: int = bound(600_000, 2000, 600_000)
+    # locks
+    lock_name_bytes_max: int = bound(256, 16, 256)
+    lock_owner_bytes_max: int = bound(128, 16, 128)
+    lock_metadata_bytes_max: int = bound(1024, 8, 1024)
+    lock_waiters_max: int = bound(1000, 1, 4)  # of one lock
+    lock_permits_max: int = bound(1024, 2, 8)  # of one semaphore
+    locks_max: int = bound(100_000, 2, 8)  # records per shard
+    lock_leases_max: int = bound(100_000, 2, 8)  # per shard
+    lease_attempts_max: int = bound(4096, 1, 6)  # held and waited for, by one lease in one shard
+    lock_ttl_ms_min: int = bound(100, 1, 100)
+    lock_ttl_ms_max: int = bound(86_400_000, 1000, 86_400_000)
+    lock_wait_ms_max: int = bound(86_400_000, 1000, 86_400_000)
+    lock_delay_ms_max: int = bound(60_000, 100, 60_000)
+    lock_list_max: int = bound(1000, 1, 4)  # locks of a page, owners of a query, holders and waiters told of one lock
+    lock_group_max: int = bound(64, 2, 64)  # names acquired together
+    fence_names_max: int = bound(100_000, 1, 4)  # per shard
+    fences_max: int = bound(16, 1, 16)  # of one request
+    deadlock_probe_ms: int = bound(500, 20, 500)
     # feed and watches
     feed_bytes_max: int = bound(8 * MIB, 256, 4 * KIB)  # per shard
     feed_records_max: int = bound(20_000, 4, 32)
@@ -132,6 +150,7 @@ def check(limits: Limits) -> None:
     assert 0 < limits.lease_drift_percent < 50, "a lease outlives no election timeout"
     assert limits.snapshot_chunk_bytes < limits.message_bytes_max, "a chunk fits a grpc message"
     assert limits.scan_bytes_max + limits.value_bytes_max + limits.key_bytes_max < limits.message_bytes_max
+    assert limits.lock_ttl_ms_min <= limits.lock_ttl_ms_max, "a lease can be asked for"
     for each in fields(limits):
         assert getattr(limits, each.name) > 0, f"{each.name} must be positive"
 
