@@ -16,11 +16,10 @@ from types import TracebackType
 from typing import NamedTuple, Self
 
 from client.cursor import Place, decode_token, encode_token, query_hash
-from client.retry import ASK_ANOTHER, ATTEMPT_OVER, backoff_s, of_call, of_code
+from client.shard_stream import ShardStream
 from client.surroundings import Surroundings
-from cluster.errors import TABLE, Code, Refresh, TenfoldError
-from cluster.ports import ChannelBroken
-from proto.gen import kv_pb2, node_pb2
+from cluster.errors import Code, TenfoldError
+from proto.gen import kv_pb2
 
 
 class Change(StrEnum):
@@ -62,6 +61,11 @@ class _Told(NamedTuple):
     shard: int
     place: Place
     event: kv_pb2.KvEvent | None
+
+
+def parse_event(raw: bytes) -> tuple[int, kv_pb2.KvEvent]:
+    event = kv_pb2.KvEvent.FromString(raw)
+    return event.version, event
 
 
 class _Ended(NamedTuple):
@@ -166,7 +170,7 @@ class Watch:
     # -- the stream of one shard ---------------------------------------------------------------------------------------
 
     async def _follow(self, shard: int) -> None:
-        stream = _ShardStream(self, self._around, shard, self._range, self._vector[shard])
+        stream = ShardStream(self, self._around, "kv", parse_event, shard, self._range, self._vector[shard])
         try:
             await stream.run()
         except TenfoldError as error:
@@ -199,100 +203,5 @@ class Watch:
         if not self._unconfirmed and self._confirmed is not None and not self._confirmed.done():
             self._confirmed.set_result(None)
 
-    async def tell(self, told: _Told) -> None:
-        await self._told.put(told)
-
-
-class _ShardStream:
-    """Follows the leader of one shard. `place` is what the caller was handed, or will be from the queue."""
-
-    def __init__(
-        self, watch: Watch, around: Surroundings, shard: int, keys: tuple[bytes, bytes], place: Place | None
-    ) -> None:
-        self._watch, self._around, self._shard, self._keys = watch, around, shard, keys
-        self._place = place
-        self._failures = 0
-
-    async def run(self) -> None:
-        """For ever, or until an error that is not retriable."""
-        router = self._around.router
-        while True:
-            node = router.leader(self._shard)
-            hint = ""
-            try:
-                await self._stream(node)
-                error = TenfoldError(Code.UNAVAILABLE, "the stream ended")
-            except _Refused as refused:
-                error, hint = refused.error, refused.leader
-            except (ChannelBroken, TimeoutError, TenfoldError) as failure:
-                error, _ = of_call(failure)
-                if error.code in (Code.UNAVAILABLE, Code.UNREACHABLE):
-                    router.failed(node, hangs=False)
-            if not error.retriable and error.code not in ATTEMPT_OVER:
-                raise error
-            refresh = TABLE[error.code].refresh
-            if refresh is Refresh.MAP:
-                router.map_is_wrong(node)
-            if error.code is Code.SHUTTING_DOWN:
-                router.failed(node, hangs=False)
-            elsewhere = refresh is not Refresh.NOTHING or error.code in ASK_ANOTHER
-            better = elsewhere and router.not_leader(self._shard, node, hint)
-            self._failures += 1
-            if not better or self._failures > 3:
-                await asyncio.sleep(backoff_s(self._failures, self._around.limits, self._around.random))
-
-    async def _stream(self, node: str) -> None:
-        router, place = self._around.router, self._place
-        start, end = self._keys
-        request = node_pb2.WatchRequest(
-            cluster_id=router.cluster_id,
-            shard=self._shard,
-            shard_version=router.version(self._shard),
-            start=start,
-            end=end,
-            after_index=place.after if place else 0,
-            from_now=place is None,
-        )
-        skip = place.skip if place else 0
-        stream = router.channel(node).replies("Node", "Watch", request)
-        try:
-            async for reply in stream:
-                if reply.code:
-                    raise _Refused(of_code(reply.code, reply.message), reply.leader, reply.floor)
-                self._failures = 0
-                skip = await self._take(reply, skip)
-        finally:
-            with suppress(AttributeError):
-                await stream.aclose()  # type: ignore[attr-defined]
-
-    async def _take(self, reply: node_pb2.WatchReply, skip: int) -> int:
-        """Hands on what is new in a reply. `skip` changes were told before the stream broke; how many are left to skip."""
-        if self._place is None:
-            self._place = Place(reply.index, 0)
-        self._watch.confirm(self._shard, self._place)
-        events = reply.events
-        for event in events:
-            place = self._place
-            assert event.version > place.after, "a stream tells only what is above its place"
-            if skip:
-                assert event.version == place.after + 1, "what is skipped lies at one index, the next"
-                skip -= 1
-                continue
-            at = place.skip if event.version == place.after + 1 else 0
-            self._place = Place(event.version - 1, at + 1)
-            await self._watch.tell(_Told(self._shard, self._place, event))
-        if reply.index > self._place.after:
-            # A reply ends behind whole log indexes: nothing at or below it is still to come.
-            assert not skip, "the changes told before are told again first"
-            self._place = Place(reply.index, 0)
-            await self._watch.tell(_Told(self._shard, self._place, None))
-        return skip
-
-
-class _Refused(Exception):
-    """The node answered with an error of the table."""
-
-    def __init__(self, error: TenfoldError, leader: str, floor: int) -> None:
-        super().__init__(error.message)
-        self.leader = leader
-        self.error = TenfoldError(error.code, error.message, floor=floor) if error.code is Code.COMPACTED else error
+    async def tell(self, shard: int, place: Place, event: kv_pb2.KvEvent | None) -> None:
+        await self._told.put(_Told(shard, place, event))

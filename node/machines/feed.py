@@ -102,8 +102,10 @@ class Feed:
             del self._sizes[:head]
             self._head = 0
 
-    def read(self, after_index: int, start: bytes, end: bytes, bytes_max: int) -> tuple[list[Event], int]:
-        """The events above `after_index` with start <= key < end (an empty `end` means to the last), in log order, and the
+    def read(
+        self, after_index: int, start: bytes, end: bytes, bytes_max: int, capability: str = "kv"
+    ) -> tuple[list[Event], int]:
+        """The events of a capability above `after_index` with start <= key < end (an empty `end` means to the last), in log order, and the
         index up to which everything was told: go on with it, at once while it is below `last_index`. Whole records, until
         one passes `bytes_max` of matched events or four times that of records read. TenfoldError(COMPACTED, floor=...)."""
         if after_index < self.floor:
@@ -112,9 +114,9 @@ class Feed:
         told = after_index
         matched = seen = 0
         for index, record in self._records(after_index):
-            for capability, key, event in _decode(record):
-                if start <= key and (not end or key < end):
-                    events.append((index, capability, key, event))
+            for name, key, event in _decode(record):
+                if name == capability and start <= key and (not end or key < end):
+                    events.append((index, name, key, event))
                     matched += len(key) + len(event)
             told = index
             seen += len(record)

@@ -21,6 +21,9 @@ from node.shards import Shards
 from node.tickets import Latch, Proposal, Read, Ticket
 from proto.gen import entry_pb2, meta_pb2, node_pb2
 
+WATCHED = "kv"
+"""Whose changes a watch that names no capability is told."""
+
 
 class CallContext(Protocol):
     def remaining_s(self) -> float | None: ...
@@ -160,6 +163,8 @@ class NodeService:
                 raise TenfoldError(Code.OVERLOADED, f"more than {self._limits.watches_max} watches on this node")
             if request.cluster_id and request.cluster_id != self._map.current.cluster_id:
                 raise TenfoldError(Code.WRONG_CLUSTER)
+            if not hasattr(self._services.get(request.capability or WATCHED), "event"):
+                raise TenfoldError(Code.UNKNOWN_CAPABILITY, f"capability: {request.capability!r} tells no changes")
             replica = self._shards.lookup(request.shard, request.shard_version)
             confirmed = await self._confirmed_index(replica)
             after = confirmed if request.from_now else request.after_index
@@ -208,11 +213,11 @@ class NodeService:
 
     def _page(self, replica: Replica, request: node_pb2.WatchRequest, after: int) -> node_pb2.WatchReply:
         feed = replica.applier.feed
-        found, told = feed.read(after, request.start, request.end, self._limits.watch_batch_bytes_max)
-        reply = node_pb2.WatchReply(index=told)
-        for index, capability, key, event in found:
-            reply.events.append(self._services[capability].event(index, key, event))
-        return reply
+        capability = request.capability or WATCHED
+        found, told = feed.read(after, request.start, request.end, self._limits.watch_batch_bytes_max, capability)
+        message = self._services[capability].event
+        events = [message(index, key, event).SerializeToString() for index, _, key, event in found]
+        return node_pb2.WatchReply(index=told, events=events)
 
     # -- the node itself -----------------------------------------------------------------------------------------------
 

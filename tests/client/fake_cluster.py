@@ -298,11 +298,13 @@ class FakeCluster:
                 if self.leaders[request.shard] != node:
                     raise TenfoldError(Code.NOT_LEADER)
                 found, told = world.applier.feed.read(
-                    after, request.start, request.end, self.limits.watch_batch_bytes_max
+                    after, request.start, request.end, self.limits.watch_batch_bytes_max, request.capability or "kv"
                 )
                 yield node_pb2.WatchReply(
                     index=max(told, after),
-                    events=[self._service.event(index, key, event) for index, _, key, event in found],
+                    events=[
+                        self._service.event(index, key, event).SerializeToString() for index, _, key, event in found
+                    ],
                 )
                 after = max(told, after)
                 if not found:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client.results import Delete, Put
-from client.watch import Change, Watch, WatchEvent
+from client.watch import Change, Watch, WatchEvent, parse_event
 from cluster.errors import Code, TenfoldError
 from cluster.ports import ChannelBroken
 from proto.gen import node_pb2
@@ -44,7 +44,7 @@ class BrokenStreams(FakeCluster):
         if len(events) < 2 or reply.code:
             return [reply]
         cut = self.chance.randrange(1, len(events))
-        first = node_pb2.WatchReply(index=events[0].version - 1, events=events[:cut])
+        first = node_pb2.WatchReply(index=parse_event(events[0])[0] - 1, events=events[:cut])
         return [first, node_pb2.WatchReply(index=reply.index, events=events[cut:])]
 
 

@@ -20,11 +20,13 @@ def feed_of(limits: Limits, view: CapabilityView) -> Feed:
     return feed
 
 
-def read_all(feed: Feed, after: int, start: bytes = b"", end: bytes = b"", bytes_max: int = 1) -> list[Event]:
+def read_all(
+    feed: Feed, after: int, start: bytes = b"", end: bytes = b"", bytes_max: int = 1, capability: str = "kv"
+) -> list[Event]:
     """As a watcher reads: from token to token."""
     events: list[Event] = []
     while after < feed.last_index:
-        page, told = feed.read(after, start, end, bytes_max)
+        page, told = feed.read(after, start, end, bytes_max, capability)
         assert told > after, "a read goes on"
         assert all(after < event[0] <= told for event in page)
         events += page
@@ -59,6 +61,7 @@ GROUP = st.tuples(
     start=KEY,
     end=KEY,
     bytes_max=st.sampled_from([1, 30, 300, 10**6]),
+    capability=st.sampled_from(["kv", "lock", "none"]),
 )
 def test_every_token_above_the_floor_gets_the_rest_without_gap_or_duplicate(
     limits: Limits,
@@ -66,6 +69,7 @@ def test_every_token_above_the_floor_gets_the_rest_without_gap_or_duplicate(
     start: bytes,
     end: bytes,
     bytes_max: int,
+    capability: str,
 ) -> None:
     view = ShardWorld(limits).state.view("feed")
     feed = feed_of(limits, view)
@@ -82,11 +86,13 @@ def test_every_token_above_the_floor_gets_the_rest_without_gap_or_duplicate(
     for after in range(index + 2):
         if after < feed.floor:
             with pytest.raises(TenfoldError) as raised:
-                feed.read(after, start, end, bytes_max)
+                feed.read(after, start, end, bytes_max, capability)
             assert raised.value.code is Code.COMPACTED and raised.value.details == {"floor": feed.floor}
         else:
-            wanted = [e for e in history if e[0] > after and start <= e[2] and (not end or e[2] < end)]
-            assert read_all(feed, after, start, end, bytes_max) == wanted
+            wanted = [
+                e for e in history if e[0] > after and e[1] == capability and start <= e[2] and (not end or e[2] < end)
+            ]
+            assert read_all(feed, after, start, end, bytes_max, capability) == wanted
     kept = len({event[0] for event in history if event[0] > feed.floor})
     assert kept <= limits.feed_records_max
     assert feed.last_index == index

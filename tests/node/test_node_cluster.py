@@ -215,7 +215,8 @@ async def test_watch_tells_every_change_once_over_a_leader_change() -> None:
             request = node_pb2.WatchRequest(shard=1, shard_version=1, after_index=after)
             async for reply in leader.service.watch(request, Context()):
                 assert reply.code == 0, reply
-                told += [(event.version, event.key) for event in reply.events]
+                events = map(kv_pb2.KvEvent.FromString, reply.events)
+                told += [(event.version, event.key) for event in events]
                 after = reply.index
                 if after >= writes[-1].index:
                     break
