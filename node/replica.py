@@ -325,7 +325,7 @@ class Replica:
 
     def _join(self, now: float) -> None:
         """Joins what waits into entries, bounded in bytes and count. No two requests of an entry write one key, since a
-        key's version is the entry's index and must name one write."""
+        key's version is the entry's index and must name one write; one that cannot say what it writes is alone."""
         if self.core.transferring:
             return
         self.clock.advance(now)
@@ -341,10 +341,15 @@ class Replica:
                 if proposal.outcome is not None:  # its deadline passed while it waited
                     self._settle(waiting.popleft())
                     continue
-                if group and (size + proposal.size > limits.entry_bytes_max or not written.isdisjoint(proposal.writes)):
+                writes = proposal.writes
+                if group and (
+                    size + proposal.size > limits.entry_bytes_max or writes is None or not written.isdisjoint(writes)
+                ):
                     break
                 group.append(waiting.popleft())
-                written.update(proposal.writes)
+                if writes is None:
+                    break
+                written.update(writes)
                 size += proposal.size
             if group:
                 entries.append(self._entry(group))

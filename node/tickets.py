@@ -57,7 +57,8 @@ class Ticket:
 
 
 class Proposal(Ticket):
-    """A command on its way into the log. `index` 0: not proposed yet, so giving up is definite."""
+    """A command on its way into the log. `index` 0: not proposed yet, so giving up is definite. `writes`: the keys it may
+    write, or None where that cannot be said."""
 
     __slots__ = ("command", "index", "request", "size", "writes")
 
@@ -67,6 +68,8 @@ class Proposal(Ticket):
         self.command = command
         self.writes = writes
         self.size = len(request.body) + 64
+        if request.fences:
+            self.size += sum(len(fence.name) + 16 for fence in request.fences)
         self.index = 0
 
     def expire(self) -> None:

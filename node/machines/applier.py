@@ -1,4 +1,4 @@
-"""Applies a shard's committed entries: sessions around the machines, the feed behind them.
+"""Applies a shard's committed entries: sessions and fences around the machines, the feed behind them.
 
 Law: entries are applied in log order, each exactly once, and everything an entry does is in the views when `apply` returns.
 Shard time is the highest stamp applied so far; an entry stamped earlier is applied at that time.
@@ -7,7 +7,7 @@ Shard time is the highest stamp applied so far; an entry stamped earlier is appl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 from cluster.errors import Code, TenfoldError
 from cluster.limits import Limits
@@ -15,6 +15,7 @@ from cluster.ports import View
 from cluster.raft.messages import Entry
 from cluster.types import EntryKind
 from node.machines.feed import Changes, Feed
+from node.machines.fences import Fences, Locks
 from node.machines.machine import Machine, Stamp
 from node.machines.sessions import Outcome, Sessions
 from proto.gen.entry_pb2 import EntryPayload, Request
@@ -49,15 +50,18 @@ class Applier:
         self.machines = dict(machines)
         self.feed = Feed(limits)
         self.sessions = Sessions(limits)
+        self.fences = Fences(limits)
+        self._locks = cast(Locks | None, self.machines.get("lock"))
         self.time_ms = 0
         self._views: dict[str, View] = {}
 
     def load(self, view_of: Callable[[str], View], time_ms: int) -> None:
         """After a start and after a snapshot was installed: all that is in memory comes from the views again."""
-        self._views = {name: view_of(name) for name in (*self.machines, "session", "feed")}
+        self._views = {name: view_of(name) for name in (*self.machines, "session", "fence", "feed")}
         for name, machine in self.machines.items():
             machine.load(self._views[name])
         self.sessions.load(self._views["session"])
+        self.fences.load(self._views["fence"])
         self.feed.load(self._views["feed"])
         assert time_ms >= self.sessions.newest_ms, "shard time is stored with the applied index and never goes back"
         self.time_ms = time_ms
@@ -75,7 +79,7 @@ class Applier:
         if payload.time_ms > self.time_ms:
             self.time_ms = payload.time_ms
         stamp = Stamp(entry.index, entry.term, self.time_ms, payload.wall_ms)
-        groups: list[tuple[str, Changes]] = []
+        groups: dict[str, Changes] = {}  # by capability, in the order of its first request
         outcomes: list[Outcome] = []
         if entry.kind == _PULSE:
             self._pulse(stamp, groups)
@@ -85,13 +89,13 @@ class Applier:
                 outcomes.append(self._request(request, command, position, stamp, groups))
         else:
             assert entry.kind == _EMPTY, f"entry kind {entry.kind} is reserved"
-        groups = [group for group in groups if group[1]]
-        if groups:
-            self.feed.append(entry.index, groups)
+        changed = [group for group in groups.items() if group[1]]
+        if changed:
+            self.feed.append(entry.index, changed)
         return outcomes if want_results else None
 
     def _request(
-        self, request: Request, command: Any | None, position: int, stamp: Stamp, groups: list[tuple[str, Changes]]
+        self, request: Request, command: Any | None, position: int, stamp: Stamp, groups: dict[str, Changes]
     ) -> Outcome:
         if request.open_session:
             return self.sessions.open(stamp.index, position, stamp.time_ms, self._views["session"])
@@ -106,10 +110,11 @@ class Applier:
             answered = self.sessions.admit(session, sequence, low_water, stamp.index, view)
             if answered is not None:
                 return answered
-        if not groups or groups[-1][0] != name:
-            stamp.changes = []
-            groups.append((name, stamp.changes))
-        outcome = self._command(machine, request, command, stamp)
+        stamp.changes = groups.setdefault(name, [])
+        if request.fences:
+            outcome = self._fenced(machine, request, command, stamp, groups)
+        else:
+            outcome = self._command(machine, request, command, stamp)
         if session:
             self.sessions.keep(session, sequence, low_water, stamp.time_ms, outcome, view)
         return outcome
@@ -125,10 +130,26 @@ class Applier:
             return Outcome(refusal.code, refusal.message, b"", stamp.index)
         return Outcome(_OK, "", b"" if result is None else result.SerializeToString(), stamp.index)
 
-    def _pulse(self, stamp: Stamp, groups: list[tuple[str, Changes]]) -> None:
+    def _fenced(
+        self, machine: Machine, request: Request, command: Any | None, stamp: Stamp, groups: dict[str, Changes]
+    ) -> Outcome:
+        """The request if its tokens hold; with it the locks are released that it says."""
+        try:
+            self.fences.check(request.fences, stamp.time_ms, self._locks, self._views["fence"])
+        except TenfoldError as refusal:
+            return Outcome(refusal.code, refusal.message, b"", stamp.index)
+        outcome = self._command(machine, request, command, stamp)
+        if outcome.code == _OK:
+            stamp.changes = groups.setdefault("lock", [])
+            for fence in request.fences:
+                if fence.release:
+                    assert self._locks is not None and fence.holder, "a lock that is released lies in this shard"
+                    self._locks.confirm(fence.name, fence.token, stamp, self._views["lock"])
+        return outcome
+
+    def _pulse(self, stamp: Stamp, groups: dict[str, Changes]) -> None:
         for name, machine in self.machines.items():
-            stamp.changes = []
-            groups.append((name, stamp.changes))
+            stamp.changes = groups[name] = []
             machine.pulse(stamp, self._views[name])
         self.sessions.pulse(stamp.time_ms, self._views["session"])
 
@@ -143,11 +164,12 @@ class Applier:
         machine = self.machines.get(capability)
         if machine is None:
             raise TenfoldError(Code.UNKNOWN_CAPABILITY, f"shard {self.shard} does not serve {capability!r}")
-        return machine.query(request, self._views[capability])
+        return machine.query(request, self._views[capability], self.time_ms)
 
     def check_invariants(self) -> None:
         for name, machine in self.machines.items():
             machine.check_invariants(self._views[name])
         self.sessions.check_invariants(self._views["session"])
+        self.fences.check_invariants(self._views["fence"])
         self.feed.check_invariants(self._views["feed"])
         assert self.sessions.newest_ms <= self.time_ms, "no session is used in the future"

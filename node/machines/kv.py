@@ -224,7 +224,7 @@ class KvMachine:
 
     # ---- queries
 
-    def query(self, request: KvQuery, view: ReadView) -> KvAnswer:
+    def query(self, request: KvQuery, view: ReadView, now_ms: int) -> KvAnswer:
         if request.WhichOneof("query") == "get":
             return self._get(request.get, view)
         return self._scan(request.scan, view)

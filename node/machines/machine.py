@@ -40,8 +40,9 @@ class Machine(Protocol):
         """The result message; None is plain success with an empty body. TenfoldError is a definite refusal, raised before
         anything was written. Any other exception is a bug."""
 
-    def query(self, request: Any, view: ReadView) -> Any:
-        """The answer message. Hides nothing by time. TenfoldError."""
+    def query(self, request: Any, view: ReadView, now_ms: int) -> Any:
+        """The answer message. Hides nothing by time; `now_ms` is shard time of the last applied entry, for what an answer says
+        of time. TenfoldError."""
 
     def pulse_due(self, view: ReadView, now_ms: int) -> bool:
         """Would a pulse stamped `now_ms` (shard time) change anything here?"""

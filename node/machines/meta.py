@@ -124,7 +124,7 @@ class MetaMachine:
         view.put(_MAP_KEY, changed.SerializeToString(deterministic=True))
         return MetaResult(epoch=changed.epoch)
 
-    def query(self, request: MetaQuery, view: ReadView) -> MetaAnswer:
+    def query(self, request: MetaQuery, view: ReadView, now_ms: int) -> MetaAnswer:
         return MetaAnswer(map=self._map)
 
     def pulse_due(self, view: ReadView, now_ms: int) -> bool:

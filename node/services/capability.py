@@ -20,8 +20,9 @@ class CapabilityService(Protocol):
     def machine(self) -> Machine:
         """A new machine for one shard."""
 
-    def command(self, body: bytes, shard: int, shards: int) -> tuple[Any, Set[bytes]]:
-        """The parsed command and the keys it may write; two requests that write one key do not share a log entry.
+    def command(self, body: bytes, shard: int, shards: int) -> tuple[Any, Set[bytes] | None]:
+        """The parsed command and the keys it may write; two requests that write one key do not share a log entry. None: that
+        cannot be said, and it is alone in its entry.
         TenfoldError: INVALID_ARGUMENT names the field and its bound, WRONG_SHARD and CROSS_SHARD the shards. `shards`
         counts the data shards."""
 

@@ -16,6 +16,7 @@ from cluster.ports import Clock
 from node.cluster_map import ClusterMap
 from node.pump import Pump
 from node.replica import Replica
+from node.services import fences
 from node.services.admin import AdminService
 from node.shards import Shards
 from node.tickets import Latch, Proposal, Read, Ticket
@@ -115,6 +116,8 @@ class NodeService:
         if len(sub.body) > self._limits.request_bytes_max:
             raise invalid("body", f"{len(sub.body)} bytes, at most {self._limits.request_bytes_max}")
         replica = self._shards.lookup(sub.shard, sub.shard_version)
+        if sub.fences and sub.mode != node_pb2.COMMAND:
+            raise invalid("fences", "are for commands only")
         if sub.mode == node_pb2.QUERY:
             query = service.query(sub.body, sub.shard, self._shards.data_shards)
             return self._query(replica, Read(latch, sub.capability, query), sub.consistency)
@@ -125,7 +128,10 @@ class NodeService:
             proposal = Proposal(latch, opening, None, frozenset())
         else:
             command, writes = service.command(sub.body, sub.shard, self._shards.data_shards)
-            proposal = Proposal(latch, _request(sub, principal), command, writes)
+            request = _request(sub, principal)
+            if sub.fences:
+                writes = fences.checked(request, sub.shard, self._shards.data_shards, writes, self._limits)
+            proposal = Proposal(latch, request, command, writes)
         replica.propose(proposal)
         return proposal
 
@@ -273,4 +279,5 @@ def _request(sub: node_pb2.SubRequest, principal: str) -> entry_pb2.Request:
         low_water=sub.low_water,
         principal=principal,
         body=sub.body,
+        fences=sub.fences,
     )

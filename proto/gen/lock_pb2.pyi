@@ -137,11 +137,14 @@ class LockRelease(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     ATTEMPT_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
+    END_LEASE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     lease: _builtins.int
     attempt: _builtins.int
     reason: _builtins.str
-    """not empty: it was waiting in a deadlock, told here"""
+    """not empty: it was waiting in a deadlock, told here; what was granted meanwhile stays"""
+    end_lease: _builtins.bool
+    """the lease ends with it, unless it holds or waits for more in this shard"""
     def __init__(
         self,
         *,
@@ -149,10 +152,11 @@ class LockRelease(_message.Message):
         lease: _builtins.int = ...,
         attempt: _builtins.int = ...,
         reason: _builtins.str = ...,
+        end_lease: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "lease", b"lease", "name", b"name", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "end_lease", b"end_lease", "lease", b"lease", "name", b"name", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -389,12 +393,14 @@ class LockState(_message.Message):
     WAITERS_FIELD_NUMBER: _builtins.int
     DELAY_REMAINING_MS_FIELD_NUMBER: _builtins.int
     WAITERS_COUNT_FIELD_NUMBER: _builtins.int
+    HOLDERS_COUNT_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     mode: Global___LockMode.ValueType
     capacity: _builtins.int
     delay_remaining_ms: _builtins.int
     waiters_count: _builtins.int
     """also of those not listed"""
+    holders_count: _builtins.int
     @_builtins.property
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___LockHolder]: ...
     @_builtins.property
@@ -409,10 +415,11 @@ class LockState(_message.Message):
         waiters: _abc.Iterable[Global___LockWaiter] | None = ...,
         delay_remaining_ms: _builtins.int = ...,
         waiters_count: _builtins.int = ...,
+        holders_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "delay_remaining_ms", b"delay_remaining_ms", "holders", b"holders", "mode", b"mode", "name", b"name", "waiters", b"waiters", "waiters_count", b"waiters_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capacity", b"capacity", "delay_remaining_ms", b"delay_remaining_ms", "holders", b"holders", "holders_count", b"holders_count", "mode", b"mode", "name", b"name", "waiters", b"waiters", "waiters_count", b"waiters_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -530,7 +537,7 @@ Global___LockQuery: _TypeAlias = LockQuery  # noqa: Y015
 
 @_typing.final
 class LockEdge(_message.Message):
-    """`waiter` waits for `holders` (owners; who is before it in the queue and cannot hold together with it counts too)."""
+    """`waiter` waits for `holders` (owners): those that must give way before it, or who is before it in the queue, is served."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -552,7 +559,7 @@ class LockEdge(_message.Message):
     def holders(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """of the holders; 0 for one that waits itself"""
+        """of the holders, in their order"""
 
     def __init__(
         self,

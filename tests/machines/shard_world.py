@@ -15,13 +15,15 @@ from cluster.raft.messages import Entry
 from cluster.types import EntryKind
 from node.machines.applier import Applier, Outcome, ParsedEntry
 from node.machines.kv import KvMachine
+from node.machines.lock import LockMachine, event_message
 from node.machines.meta import MetaMachine
 from node.storage.memory import MemoryState
 from node.storage.view import CapabilityView, NodeState, ShardState, StateBatch
 from proto.gen.entry_pb2 import EntryPayload, Request
 from proto.gen.kv_pb2 import KvAnswer, KvCommand, KvGet, KvOp, KvOpResult, KvQuery, KvResult, KvScan
+from proto.gen.lock_pb2 import LockCommand, LockEvent, LockResult
 
-VIEWS = ("kv", "meta", "session", "feed")
+VIEWS = ("kv", "lock", "meta", "session", "fence", "feed")
 
 
 class CountedView:
@@ -71,7 +73,8 @@ class ShardWorld:
     def _begin(self) -> None:
         self.overlay = StateBatch()
         self.state = ShardState(self.engine, 1, self.overlay, 11, self.limits)
-        self.applier = Applier(1, {"kv": KvMachine(self.limits), "meta": MetaMachine(self.limits)}, self.limits)
+        machines = {"kv": KvMachine(self.limits), "lock": LockMachine(self.limits), "meta": MetaMachine(self.limits)}
+        self.applier = Applier(1, machines, self.limits)
         self.load()
 
     def load(self) -> None:
@@ -106,6 +109,23 @@ class ShardWorld:
 
     def kv(self, command: KvCommand, session: int = 0, sequence: int = 0, low_water: int = 0) -> Outcome:
         return self.entry(kv_request(command, session, sequence, low_water))[0]
+
+    def lock(self, session: int = 0, sequence: int = 0, **command: Any) -> Outcome:
+        """One lock command, say acquire=LockAcquire(...)."""
+        body = LockCommand(**command).SerializeToString()
+        return self.entry(Request(capability="lock", session=session, sequence=sequence, body=body))[0]
+
+    def locked(self, **command: Any) -> LockResult:
+        """The result of a lock command that must succeed."""
+        outcome = self.lock(**command)
+        assert outcome.code == Code.OK, outcome
+        return LockResult.FromString(outcome.body)
+
+    def told(self, index: int = 0) -> list[LockEvent]:
+        """What the feed tells of locks, of the last entry if none is named."""
+        index = index or self.index
+        events, _ = self.applier.feed.read(index - 1, b"", b"", 10**9, "lock")
+        return [event_message(at, key, event) for at, key, event in events if at == index]
 
     def batch(self, *ops: KvOp) -> list[KvOpResult]:
         """The results of a batch, those of plain puts made explicit."""
@@ -144,7 +164,8 @@ def kv_request(command: KvCommand, session: int = 0, sequence: int = 0, low_wate
 def parsed(entry: Entry) -> Entry:
     """The entry as the leader that proposed it holds it."""
     payload = EntryPayload.FromString(entry.payload)
-    commands = [None if r.open_session else KvCommand.FromString(r.body) for r in payload.requests]
+    kinds: dict[str, Any] = {"kv": KvCommand, "lock": LockCommand}
+    commands = [None if r.open_session else kinds[r.capability].FromString(r.body) for r in payload.requests]
     return Entry(entry.index, entry.term, entry.kind, entry.payload, ParsedEntry(payload, commands))
 
 
@@ -167,7 +188,9 @@ def tiny(**exact: int) -> Limits:
 
 
 # What machines and services are bounded by.
-BOUNDS = re.compile("(key|value|batch|transaction|scan|ttl|pulse|session|sessions|feed)_.*")
+BOUNDS = re.compile(
+    "(key|value|batch|transaction|scan|ttl|pulse|session|sessions|feed|lock|locks|lease|fence|fences)_.*"
+)
 
 
 def drawn_limits() -> st.SearchStrategy[Limits]:
