@@ -3,7 +3,8 @@
 The first line is the header; each further line is one event. An operation is an `invoke` and at most one completion of
 the same process: `ok` (took effect, here is the answer), `fail` (surely did not take effect) or `info` (unknown: it may
 take effect at any later time, or never). A process whose operation ended in `info` is used no more; the client goes on
-under a new process. Faults are events of the process "nemesis", journalled before they are injected. Times are
+under a new process. Faults are events of the process "nemesis", journalled before they are injected; what a shard's change feed
+told is of the process "feed". Times are
 nanoseconds of one monotonic clock since the start of the run, so the order of lines is the order of events. After
 Jepsen's history format; what is read is validated, and a malformed line is named by its number.
 """
@@ -21,6 +22,8 @@ import msgspec
 MAGIC = "tenfold"
 FORMAT = 1
 NEMESIS = "nemesis"
+FEED = "feed"
+"""Tells what a shard's change feed told, in its order: the committed side of a history of locks."""
 MISMATCH = "VERSION_MISMATCH"
 """The error of a compare-and-set that found another version: a definite answer, and `version` is what it found."""
 
@@ -48,6 +51,24 @@ class Header(msgspec.Struct):
     cluster: dict[str, Any] = {}
 
 
+class LockFacts(msgspec.Struct, omit_defaults=True, gc=False):
+    """What an event says of a lock, besides. `index` is the log index of what it tells, `queued` the one at which the attempt began
+    to wait (0: it did not, or nobody knows). `until_ns` is until when the lease is believed to last, by the clock of the history."""
+
+    name: str = ""
+    lease: int = 0
+    attempt: int = 0
+    token: int = 0
+    mode: str = ""
+    capacity: int = 0
+    permits: int = 0
+    ttl_ms: int = 0
+    wait_ms: int = 0
+    index: int = 0
+    queued: int = 0
+    until_ns: int = 0
+
+
 class Event(msgspec.Struct, omit_defaults=True, gc=False):
     """One line. `version` is what a completion tells: of the write, of the value read (0: absent), or found on a
     mismatch. `expected` is the version a compare-and-set demands. `final` marks the reads after healing."""
@@ -67,6 +88,7 @@ class Event(msgspec.Struct, omit_defaults=True, gc=False):
     shard: int | None = None
     final: bool = False
     note: str | None = None
+    lock: LockFacts | None = None
 
 
 class Operation(msgspec.Struct, gc=False):
@@ -87,6 +109,8 @@ class Operation(msgspec.Struct, gc=False):
     error: str | None = None
     shard: int | None = None
     final: bool = False
+    asked: LockFacts | None = None
+    told: LockFacts | None = None
 
     @property
     def writes(self) -> bool:
@@ -104,6 +128,8 @@ class History(msgspec.Struct):
     """Events of the nemesis, in order."""
     end_ns: int
     """Time of the last event."""
+    feed: list[Event] = []
+    """What change feeds told, in order."""
 
 
 class Recorder:
@@ -189,7 +215,7 @@ def parse(lines: Iterable[bytes]) -> History:
             pairing.add(event, number)
     if first is None:
         raise HistoryError(1, "the header is missing")
-    return History(first, pairing.finish(), pairing.faults, pairing.last_ns)
+    return History(first, pairing.finish(), pairing.faults, pairing.last_ns, pairing.feed)
 
 
 def _parse_header(line: bytes) -> Header:
@@ -209,6 +235,7 @@ class _Pairing:
 
     def __init__(self) -> None:
         self.faults: list[Event] = []
+        self.feed: list[Event] = []
         self.last_ns = 0
         self._operations: list[Operation] = []
         self._open: dict[int, tuple[Event, int]] = {}
@@ -224,8 +251,10 @@ class _Pairing:
         self.last_ns = event.time
         if event.process == NEMESIS:
             self.faults.append(event)
+        elif event.process == FEED:
+            self.feed.append(event)
         elif not isinstance(event.process, int):
-            raise HistoryError(line, f"process {event.process!r} is neither a number nor {NEMESIS!r}")
+            raise HistoryError(line, f"process {event.process!r} is neither a number nor {NEMESIS!r}, {FEED!r}")
         elif event.type == "invoke":
             self._invoke(event, event.process, line)
         else:
@@ -265,12 +294,13 @@ def _join(invoke: Event, done: Event | None) -> Operation:
     assert isinstance(invoke.process, int) and invoke.key is not None
     operation = Operation(
         invoke.process, invoke.f, invoke.key, "info", invoke.index, None, invoke.time, None, invoke.value, None,
-        invoke.expected, None, None, invoke.shard, invoke.final,
+        invoke.expected, None, None, invoke.shard, invoke.final, invoke.lock,
     )  # fmt: skip
     if done is not None:
         assert done.type != "invoke"
         operation.type, operation.completed, operation.completed_ns = done.type, done.index, done.time
         operation.version, operation.found, operation.error = done.version, done.found, done.error
+        operation.told = done.lock
         if invoke.f == "get":
             operation.value = done.value
     return operation

@@ -1,0 +1,354 @@
+"""Who held which lock from when until when: in the log, and by the holder's own belief.
+
+A hold begins in the log at its token and ends at the index of its release, or where the feed tells of somebody else. In real
+time it surely lasts from before anybody knew of the grant until its lease may have run out or its holder asked for its end.
+Everything here only convicts: where an end or an order is not known, nothing follows from it.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import msgspec
+
+from chaos.history import Event, History, Operation
+
+EXCLUSIVE, SHARED, SEMAPHORE = "exclusive", "shared", "semaphore"
+NEVER_NS = 1 << 62
+ENDS = ("release", "end", "lost")
+"""By these a holder stops to believe: it gives up one lock, all that its lease has in a shard, or is told that all is lost."""
+
+
+class Problem(NamedTuple):
+    """`law` names what is broken: overlap, early, token, log, revived, fence, queue, deadlock."""
+
+    law: str
+    name: str
+    text: str
+
+
+class Point(NamedTuple):
+    """The feed told at `ns` that from `log_index` on this attempt holds the lock; lease 0: nobody does."""
+
+    log_index: int
+    ns: int
+    lease: int
+    attempt: int
+    token: int
+
+
+class Renewal(NamedTuple):
+    """The lease was asked to last from `sent_ns`; it is believed until `until_ns` (0: not known to be done)."""
+
+    sent_ns: int
+    until_ns: int
+    ttl_ms: int
+    type: str
+    f: str
+    completed_ns: int
+
+    @property
+    def ends_ns(self) -> int:
+        """Then the ttl is over if it was done when it was sent."""
+        return self.sent_ns + self.ttl_ms * 1_000_000
+
+    def may_prolong(self, before_ns: int) -> bool:
+        """Nobody knows whether it did, or when. A refused acquire renews the lease, too."""
+        return self.type == "info" or self.completed_ns > before_ns or (self.f == "acquire" and self.type == "fail")
+
+
+class Hold(msgspec.Struct, gc=False):
+    """`known_ns`: then the grant was surely done. `given_up_ns`: then its holder asked for its end. `ended`: log index of its end."""
+
+    name: str
+    shard: int
+    mode: str
+    capacity: int
+    permits: int
+    lease: int
+    attempt: int
+    token: int
+    known_ns: int
+    until_ns: int
+    given_up_ns: int = NEVER_NS
+    ended: int = 0
+    point: int = -1
+    """Where in the feed of its name it begins; -1: nowhere."""
+
+    @property
+    def believed_ns(self) -> int:
+        """Its holder believed in it until then."""
+        return min(self.until_ns, self.given_up_ns)
+
+    def conflicts(self, other: Hold) -> bool:
+        return EXCLUSIVE in (self.mode, other.mode)
+
+    def __str__(self) -> str:
+        return f"token {self.token} (lease {self.lease:x}, attempt {self.attempt})"
+
+
+class Facts:
+    """What the laws are about, gathered once."""
+
+    def __init__(self, history: History) -> None:
+        self.problems: list[Problem] = []
+        self.operations = history.operations
+        self.end_ns = history.end_ns
+        self.feed: dict[str, list[Point]] = defaultdict(list)
+        self.told_to: dict[int, int] = {}  # shard -> highest index its feed has told of
+        self.gaps: dict[int, int] = {}  # shard -> up to here the feed may lack something
+        self.renewals: dict[tuple[int, int], list[Renewal]] = defaultdict(list)  # (lease, shard)
+        self.ends: dict[tuple[int, int], list[Operation]] = defaultdict(list)  # (lease, shard)
+        self.holds: dict[str, list[Hold]] = defaultdict(list)
+        self._modes: dict[str, set[str]] = defaultdict(set)
+        for event in history.feed:
+            self._take(event)
+        for each in history.operations:
+            self._gather(each)
+        self._build()
+
+    def _take(self, event: Event) -> None:
+        shard, facts = event.shard or 0, event.lock
+        if event.f == "gap":
+            self.gaps[shard] = max(event.version or 0, self.gaps.get(shard, 0))
+            return
+        assert facts is not None and event.key is not None
+        index = facts.index
+        points = self.feed[event.key]
+        if points and index <= points[-1].log_index:
+            self.problem("log", event.key, f"the feed tells index {index} after {points[-1].log_index}")
+        points.append(Point(index, event.time, facts.lease, facts.attempt, facts.token))
+        self.told_to[shard] = max(index, self.told_to.get(shard, 0))
+
+    def _gather(self, each: Operation) -> None:
+        if each.asked is None:
+            return
+        key = (each.asked.lease, each.shard or 0)
+        if each.f == "acquire":
+            self._modes[each.key].add(each.asked.mode)
+        if each.f in ("acquire", "renew"):
+            until_ns = each.told.until_ns if each.type == "ok" and each.told is not None else 0
+            done_ns = each.completed_ns if each.completed_ns is not None else NEVER_NS
+            self.renewals[key].append(Renewal(each.invoked_ns, until_ns, each.asked.ttl_ms, each.type, each.f, done_ns))
+        elif each.f in ENDS:
+            self.ends[key].append(each)
+
+    def problem(self, law: str, name: str, text: str) -> None:
+        self.problems.append(Problem(law, name, text))
+
+    # -- holds ---------------------------------------------------------------------------------------------------------
+
+    def _build(self) -> None:
+        found: dict[tuple[str, int, int], Hold] = {}
+        for each in self.operations:
+            if each.f != "acquire" or each.type != "ok" or each.asked is None or each.told is None:
+                continue
+            asked, told, done_ns = each.asked, each.told, each.completed_ns or 0
+            key = (each.key, asked.lease, asked.attempt)
+            known = found.get(key)
+            if known is not None:
+                if known.token != told.token:
+                    self.problem("token", each.key, f"{known} was answered token {told.token} when it was asked again")
+                known.known_ns = min(known.known_ns, done_ns)
+                continue
+            until_ns = max((r.until_ns for r in self.renewals[asked.lease, each.shard or 0]), default=0)
+            hold = Hold(
+                each.key, each.shard or 0, asked.mode, asked.capacity, max(1, asked.permits), asked.lease, asked.attempt,
+                told.token, done_ns, until_ns,
+            )  # fmt: skip
+            self._find_end(hold, each.invoked_ns)
+            found[key] = hold
+            self.holds[each.key].append(hold)
+        for name, holds in self.holds.items():
+            holds.sort(key=lambda hold: hold.token)
+            self._find_points(name, holds)
+
+    def _find_end(self, hold: Hold, asked_ns: int) -> None:
+        for end in self.ends[hold.lease, hold.shard]:
+            mine = end.f != "release" or (
+                end.key == hold.name and end.asked is not None and end.asked.attempt == hold.attempt
+            )
+            if not mine or end.invoked_ns < asked_ns:
+                continue
+            hold.given_up_ns = min(hold.given_up_ns, end.invoked_ns)
+            if end.type == "ok" and end.found and end.told is not None and end.told.index:
+                hold.ended = end.told.index
+
+    def _find_points(self, name: str, holds: Sequence[Hold]) -> None:
+        at = {
+            (point.lease, point.attempt): number for number, point in reversed(list(enumerate(self.feed.get(name, ()))))
+        }
+        for hold in holds:
+            hold.point = at.get((hold.lease, hold.attempt), -1)
+            if hold.point >= 0:
+                hold.known_ns = min(hold.known_ns, self.feed[name][hold.point].ns)
+
+    def after(self, hold: Hold) -> Point | None:
+        """What the feed tells of an exclusive hold's end."""
+        if hold.point < 0 or hold.mode != EXCLUSIVE:
+            return None
+        points = self.feed[hold.name]
+        for number in range(hold.point + 1, len(points)):
+            if (points[number].lease, points[number].attempt) != (hold.lease, hold.attempt):
+                return points[number]
+        return None
+
+    def modes(self, name: str) -> set[str]:
+        """That were asked for."""
+        return self._modes[name]
+
+    def all_holds(self) -> Iterator[Hold]:
+        for holds in self.holds.values():
+            yield from holds
+
+
+# -- laws --------------------------------------------------------------------------------------------------------------
+
+
+def check_tokens(facts: Facts) -> None:
+    """Strictly increasing per name: in the feed, among the answers, and in real time."""
+    for name, points in facts.feed.items():
+        if facts.modes(name) != {EXCLUSIVE}:
+            continue  # the feed names one of several holders, and not always the last
+        highest, owner = 0, (0, 0)
+        for point in points:
+            who = (point.lease, point.attempt)
+            if not point.lease or who == owner:
+                continue
+            if point.token <= highest:
+                facts.problem(
+                    "token", name, f"the feed tells token {point.token} at index {point.log_index} after {highest}"
+                )
+            highest, owner = max(highest, point.token), who
+    for name, holds in facts.holds.items():
+        for first, second in pairwise(holds):
+            if first.token == second.token:
+                facts.problem("token", name, f"{first} and {second} are one token")
+    _check_real_time(facts)
+
+
+def _check_real_time(facts: Facts) -> None:
+    """What was asked after a grant was known has a higher token."""
+    for name, holds in facts.holds.items():
+        asked = {
+            (each.asked.lease, each.asked.attempt): each.invoked_ns
+            for each in reversed(facts.operations)
+            if each.f == "acquire" and each.key == name and each.asked is not None
+        }
+        earliest: Hold | None = None  # of the tokens above, the one that was known first
+        for hold in reversed(holds):
+            if earliest is not None and asked[hold.lease, hold.attempt] > earliest.known_ns:
+                facts.problem("token", name, f"{hold} was asked for when {earliest} was known")
+            if earliest is None or hold.known_ns < earliest.known_ns:
+                earliest = hold
+
+
+def check_feed(facts: Facts) -> None:
+    """Exclusive grants are in the feed, and what it tells of their end agrees with the holders."""
+    for hold in facts.all_holds():
+        if hold.mode != EXCLUSIVE or hold.token <= facts.gaps.get(hold.shard, 0):
+            continue
+        if hold.point < 0:
+            if hold.token < facts.told_to.get(hold.shard, 0):
+                facts.problem("log", hold.name, f"the feed does not tell of {hold}")
+            continue
+        point = facts.feed[hold.name][hold.point]
+        if point.token != hold.token:
+            facts.problem("token", hold.name, f"{hold} has token {point.token} in the feed")
+        if (end := facts.after(hold)) is not None:
+            _check_end(facts, hold, end)
+
+
+def _check_end(facts: Facts, hold: Hold, end: Point) -> None:
+    if hold.ended > end.log_index:
+        facts.problem("log", hold.name, f"{hold} was released at {hold.ended}, and had ended at {end.log_index}")
+    if hold.given_up_ns <= end.ns:
+        return
+    renewals = facts.renewals[hold.lease, hold.shard]
+    until_ns = max((each.until_ns for each in renewals if each.sent_ns < end.ns), default=0)
+    if until_ns > end.ns:
+        left_ms = (until_ns - end.ns) / 1e6
+        facts.problem(
+            "early", hold.name, f"{hold} ended at index {end.log_index}, {left_ms:.1f} ms before its lease could"
+        )
+    for each in renewals:
+        if each.f == "renew" and each.type == "ok" and each.sent_ns > end.ns:
+            facts.problem(
+                "revived", hold.name, f"the lease of {hold} was renewed after it had ended at index {end.log_index}"
+            )
+            return
+
+
+def check_releases(facts: Facts) -> None:
+    """Nobody gives up what it never asked for."""
+    asked = {
+        (each.key, each.asked.lease, each.asked.attempt)
+        for each in facts.operations
+        if each.f == "acquire" and each.asked is not None
+    }
+    for each in facts.operations:
+        if each.f != "release" or each.type != "ok" or not each.found or each.asked is None:
+            continue
+        if (each.key, each.asked.lease, each.asked.attempt) not in asked:
+            text = f"attempt {each.asked.attempt} of lease {each.asked.lease:x} never asked for it, and released it"
+            facts.problem("log", each.key, text)
+
+
+def check_overlaps(facts: Facts) -> int:
+    """Holds that were granted while an incompatible one was believed in, or lasted in the log; how many were in real time."""
+    overlaps = 0
+    for name, holds in facts.holds.items():
+        for hold, other in _clashes(holds, [each.known_ns for each in holds], [each.believed_ns for each in holds]):
+            overlaps += 1
+            ms = (other.believed_ns - hold.known_ns) / 1e6
+            facts.problem("overlap", name, f"{hold} was granted {ms:.1f} ms before {other} was over for its holder")
+        ends = [_log_end(facts, each) for each in holds]
+        for hold, other in _clashes(holds, [each.token for each in holds], ends):
+            facts.problem("log", name, f"{hold} was granted before the log ends {other}")
+    return overlaps
+
+
+def _log_end(facts: Facts, hold: Hold) -> int:
+    """0 where nobody knows."""
+    end = facts.after(hold)
+    return hold.ended or (end.log_index if end is not None else 0)
+
+
+def _clashes(holds: Sequence[Hold], starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[Hold, Hold]]:
+    """Each hold, in the order of tokens, with an earlier one that surely lasted when it was granted and does not go with it.
+    Those that lasted at a grant lasted all at once."""
+    soonest = list(starts)  # of this grant and all later ones
+    for at in range(len(holds) - 2, -1, -1):
+        soonest[at] = min(soonest[at], soonest[at + 1])
+    lasting: list[tuple[int, int]] = []
+    for at, hold in enumerate(holds):
+        while lasting and lasting[0][0] <= soonest[at]:
+            heapq.heappop(lasting)
+        others = [holds[each] for end, each in lasting if end > starts[at]]
+        clash = next((other for other in others if hold.conflicts(other)), None)
+        if clash is None and hold.mode == SEMAPHORE and others:
+            used = hold.permits + sum(other.permits for other in others)
+            clash = others[0] if used > hold.capacity else None
+        if clash is not None:
+            yield hold, clash
+        heapq.heappush(lasting, (ends[at], at))
+
+
+def expiry_ms(facts: Facts) -> list[float]:
+    """For each exclusive hold that ran out: from the end of its lease's last ttl until the feed told of its end."""
+    found = []
+    for hold in facts.all_holds():
+        end = facts.after(hold)
+        if end is None or hold.given_up_ns <= end.ns:
+            continue
+        before = [each for each in facts.renewals[hold.lease, hold.shard] if each.sent_ns < end.ns]
+        last_ns = max((each.ends_ns for each in before if each.type == "ok"), default=0)
+        if any(each.may_prolong(end.ns) and each.ends_ns > last_ns for each in before):
+            continue
+        if last_ns:
+            found.append((end.ns - last_ns) / 1e6)
+    return found

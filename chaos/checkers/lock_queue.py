@@ -1,0 +1,173 @@
+"""Waiters of a lock: served in the order of the queue, or told why not.
+
+A place in the queue is a log index, known where the attempt was asked once and answered. Whoever stands behind another is granted
+later; nobody waits for a lock that is free; nobody is told that its time is over, or its lease lost, before that can be.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from chaos.checkers.lock_holds import EXCLUSIVE, NEVER_NS, Facts, Point
+from chaos.history import Operation
+
+TOLD = ("TIMED_OUT", "LOST", "CANCELLED", "DEADLOCK")
+
+
+class Attempt(NamedTuple):
+    """`place` in the queue (0: not known), `token` (0: never granted as far as anybody knows). An attempt that was never granted waited
+    surely up to log index `told` or up to `until_ns`."""
+
+    asked: Operation
+    place: int
+    waited: bool
+    token: int
+    known_ns: int
+    told: int
+    until_ns: int
+
+    def __str__(self) -> str:
+        facts = self.asked.asked
+        assert facts is not None
+        return f"attempt {facts.attempt} of lease {facts.lease:x}"
+
+    def waits_at(self, index: int, ns: int) -> bool:
+        """Surely, when that index was applied, which was before `ns`."""
+        return self.place < index and (index < self.told or ns < self.until_ns)
+
+
+def check(facts: Facts, drift: float) -> int:
+    """How many waiters were judged."""
+    by_name: dict[str, list[list[Operation]]] = defaultdict(list)
+    for operations in _by_attempt(facts.operations):
+        by_name[operations[0].key].append(operations)
+    waited = 0
+    for name, those in by_name.items():
+        attempts = [attempt for each in those if (attempt := _attempt(facts, each, drift)) is not None]
+        attempts.sort(key=lambda attempt: attempt.place)
+        waited += sum(attempt.waited for attempt in attempts)
+        _check_order(facts, name, attempts)
+        _check_passed(facts, name, attempts)
+        _check_free(facts, name, attempts)
+    _check_told(facts, drift)
+    return waited
+
+
+def _by_attempt(operations: Iterable[Operation]) -> Iterable[list[Operation]]:
+    found: dict[tuple[str, int, int], list[Operation]] = defaultdict(list)
+    for each in operations:
+        if each.f == "acquire" and each.asked is not None:
+            found[each.key, each.asked.lease, each.asked.attempt].append(each)
+    return found.values()
+
+
+def _attempt(facts: Facts, operations: Sequence[Operation], drift: float) -> Attempt | None:
+    """None where its place is not known: a first question nobody saw answered may have been the one that counts."""
+    first = operations[0]
+    asked, told = first.asked, first.told
+    assert asked is not None
+    if told is None or not (told.queued or (first.type == "ok" and told.index)):
+        return None
+    granted = next((each for each in operations if each.type == "ok" and each.told is not None), None)
+    if granted is not None:
+        assert granted.told is not None
+        place = told.queued or min(told.index, told.token)
+        return Attempt(first, place, told.queued > 0, granted.told.token, granted.completed_ns or NEVER_NS, 0, 0)
+    index = told.index if first.type == "fail" and first.error in TOLD else 0
+    until_ns = min(
+        first.invoked_ns + int(asked.wait_ms * 1e6 * (1 - drift)),
+        max((each.until_ns for each in facts.renewals[asked.lease, first.shard or 0]), default=0),
+        min(
+            (each.invoked_ns for each in facts.ends[asked.lease, first.shard or 0] if _concerns(each, first)),
+            default=NEVER_NS,
+        ),
+        first.completed_ns if first.type == "fail" and first.completed_ns is not None else NEVER_NS,
+    )
+    return Attempt(first, told.queued, True, 0, NEVER_NS, index, until_ns)
+
+
+def _concerns(end: Operation, acquire: Operation) -> bool:
+    if end.invoked_ns < acquire.invoked_ns:
+        return False
+    if end.f != "release":
+        return True
+    assert end.asked is not None and acquire.asked is not None
+    return end.key == acquire.key and end.asked.attempt == acquire.asked.attempt
+
+
+def _check_order(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
+    latest: Attempt | None = None
+    for attempt in attempts:
+        if not attempt.token:
+            continue
+        if latest is not None and attempt.token < latest.token and attempt.place > latest.place:
+            text = f"{attempt}, queued at {attempt.place}, was granted {attempt.token} before {latest}, queued at {latest.place}"
+            facts.problem("queue", name, text)
+        if latest is None or attempt.token > latest.token:
+            latest = attempt
+
+
+def _check_passed(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
+    """Who was never granted while somebody behind was."""
+    granted = [attempt for attempt in attempts if attempt.token]
+    for attempt in attempts:
+        if attempt.token:
+            continue
+        for other in granted:
+            if other.place > attempt.place and attempt.waits_at(other.token, other.known_ns):
+                text = f"{attempt}, queued at {attempt.place}, still waited when {other}, queued at {other.place}, was granted"
+                facts.problem("queue", name, text)
+                break
+
+
+def _check_free(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
+    """Who waited while the feed told that nobody holds the lock."""
+    free = [point for point in facts.feed.get(name, ()) if not point.lease]
+    if not free:
+        return
+    for attempt in attempts:
+        if not attempt.waited:
+            continue
+        bad = next((point for point in free if _waits_in_vain(attempt, point)), None)
+        if bad is not None:
+            facts.problem(
+                "queue",
+                name,
+                f"{attempt}, queued at {attempt.place}, still waited when the lock was free at {bad.log_index}",
+            )
+
+
+def _waits_in_vain(attempt: Attempt, point: Point) -> bool:
+    if attempt.token:
+        return attempt.place < point.log_index < attempt.token
+    return attempt.waits_at(point.log_index, point.ns)
+
+
+def _check_told(facts: Facts, drift: float) -> None:
+    """Nobody is told an end that cannot be yet, or a deadlock it has no part in."""
+    held: dict[int, list[Operation]] = defaultdict(list)
+    for each in facts.operations:
+        if each.f != "acquire" or each.asked is None:
+            continue
+        if each.type != "fail":
+            held[each.asked.lease].append(each)
+            continue
+        done_ns = each.completed_ns or NEVER_NS
+        if each.error == "TIMED_OUT" and done_ns < each.invoked_ns + int(each.asked.wait_ms * 1e6 * (1 - drift)):
+            facts.problem(
+                "queue", each.key, f"attempt {each.asked.attempt} of lease {each.asked.lease:x} timed out too early"
+            )
+        if each.error == "LOST":
+            renewals = facts.renewals[each.asked.lease, each.shard or 0]
+            until_ns = max(
+                (one.until_ns for one in renewals if one.f == "renew" and one.completed_ns < done_ns), default=0
+            )
+            ended = any(
+                end.invoked_ns < done_ns for end in facts.ends[each.asked.lease, each.shard or 0] if end.f != "release"
+            )
+            if done_ns < until_ns and not ended:
+                facts.problem("early", each.key, f"lease {each.asked.lease:x} was lost to a waiter before it could be")
+        if each.error == "DEADLOCK" and each.asked.mode == EXCLUSIVE and not held[each.asked.lease]:
+            facts.problem("deadlock", each.key, f"lease {each.asked.lease:x} is told of a deadlock and holds nothing")
