@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from client.requests import Command, Get, Got, Pending, Query, Write, Written
 from client.session import Session
 from cluster.errors import Code, TenfoldError
-from proto.gen import kv_pb2, node_pb2
+from proto.gen import entry_pb2, kv_pb2, node_pb2
 
 ENVELOPE_BYTES = 96  # a sub-request around its body, generously
 
@@ -111,13 +111,23 @@ class OpenFlight(Flight):
 class CommandFlight(Flight):
     """A command under its sequence."""
 
-    __slots__ = ("body", "sequence", "session")
+    __slots__ = ("body", "fences", "sequence", "session")
 
-    def __init__(self, shard: int, capability: str, session: Session, pending: Sequence[Pending], body: bytes) -> None:
-        super().__init__(shard, node_pb2.COMMAND, capability, pending, len(body))
+    def __init__(
+        self,
+        shard: int,
+        capability: str,
+        session: Session,
+        pending: Sequence[Pending],
+        body: bytes,
+        fences: Sequence[entry_pb2.Fence] = (),
+        size: int = 0,
+    ) -> None:
+        super().__init__(shard, node_pb2.COMMAND, capability, pending, size or len(body))
         self.session = session
         self.sequence = session.issue()
         self.body = body
+        self.fences = fences
 
     def fill(self, sub: node_pb2.SubRequest, shard_version: int) -> None:
         super().fill(sub, shard_version)
@@ -126,6 +136,8 @@ class CommandFlight(Flight):
         sub.sequence = self.sequence
         sub.low_water = self.session.low_water
         sub.body = self.body
+        if self.fences:
+            sub.fences.extend(self.fences)
 
     def deliver(self, reply: node_pb2.SubReply, ledger: Ledger) -> None:
         (command,) = self.pending
@@ -242,4 +254,5 @@ class Join:
 
 
 def own_command(shard: int, session: Session, command: Command) -> CommandFlight:
-    return CommandFlight(shard, command.capability, session, (command,), command.body)
+    fences, size = command.fences, command.size
+    return CommandFlight(shard, command.capability, session, (command,), command.body, fences, size)

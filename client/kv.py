@@ -3,6 +3,9 @@
 An operation ends ok, definitely failed (`error.definite`) or unknown: after DeadlineExceeded, UnknownOutcome, Unavailable or
 SessionExpired a write may or may not have happened, exactly once at most. Calls that run concurrently have no order among them;
 a call that begins after another has returned sees its effect (linearizable, the default).
+
+A write with `if_fence`, a lock's name and token or what is held, is refused by StaleToken where a higher token of that lock was shown:
+nothing was written. It is a request of its own, not joined with others.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 from client.arguments import each_of, octets
+from client.fencing import Fenced, fences_of
 from client.operations import OP_BYTES, Operations, op_error
 from client.requests import Command, Get, Got, Write, Written
 from client.results import (
@@ -34,6 +38,7 @@ from client.watch import Watch
 from cluster.errors import Code, TenfoldError, invalid
 from cluster.ring.ring import shard_of
 from proto.gen import kv_pb2, node_pb2
+from proto.gen.entry_pb2 import Fence
 
 Consistency = Literal["linearizable", "lease", "stale"]
 """linearizable; lease: the same while clocks drift less than declared, and cheaper; stale: any replica, says how stale."""
@@ -74,9 +79,17 @@ class Kv:
 
     # -- one key -------------------------------------------------------------------------------------------------------
 
-    async def put(self, key: Key, value: Value, *, ttl_ms: int | None = None, deadline_s: float | None = None) -> int:
+    async def put(
+        self,
+        key: Key,
+        value: Value,
+        *,
+        ttl_ms: int | None = None,
+        if_fence: Fenced | None = None,
+        deadline_s: float | None = None,
+    ) -> int:
         """The version written."""
-        results, offset, index = await self._write(self._operations.put(key, value, ttl_ms), deadline_s)
+        results, offset, index = await self._write(self._operations.put(key, value, ttl_ms), if_fence, deadline_s)
         return index if results is None else results[offset].version
 
     async def get(
@@ -88,31 +101,46 @@ class Kv:
         item = got.items[got.offset]
         return KvValue(item.value, item.version, got.stale_ms) if item.version else None
 
-    async def delete(self, key: Key, *, deadline_s: float | None = None) -> bool:
+    async def delete(self, key: Key, *, if_fence: Fenced | None = None, deadline_s: float | None = None) -> bool:
         """Whether the key was there."""
-        results, offset, _ = await self._write(self._operations.op(Delete(key)), deadline_s)
+        results, offset, _ = await self._write(self._operations.op(Delete(key)), if_fence, deadline_s)
         return _required(results)[offset].found
 
     async def increment(
-        self, key: Key, delta: int = 1, *, ttl_ms: int | None = None, deadline_s: float | None = None
+        self,
+        key: Key,
+        delta: int = 1,
+        *,
+        ttl_ms: int | None = None,
+        if_fence: Fenced | None = None,
+        deadline_s: float | None = None,
     ) -> int:
         """The new number. An absent key counts as 0; a value is decimal text. NotANumber, NumberOverflow."""
         op = self._operations.op(Increment(key, delta, ttl_ms))
-        results, offset, _ = await self._write(op, deadline_s)
+        results, offset, _ = await self._write(op, if_fence, deadline_s)
         return _required(results)[offset].number
 
     async def compare_and_set(
-        self, key: Key, value: Value, *, version: int, ttl_ms: int | None = None, deadline_s: float | None = None
+        self,
+        key: Key,
+        value: Value,
+        *,
+        version: int,
+        ttl_ms: int | None = None,
+        if_fence: Fenced | None = None,
+        deadline_s: float | None = None,
     ) -> int:
         """The version written, if the key's was `version` (0: absent). VersionMismatch, with `expected` and `found`."""
         op = self._operations.op(CompareAndSet(key, value, version, ttl_ms))
-        results, offset, _ = await self._write(op, deadline_s)
+        results, offset, _ = await self._write(op, if_fence, deadline_s)
         return _required(results)[offset].version
 
-    async def compare_and_delete(self, key: Key, *, version: int, deadline_s: float | None = None) -> bool:
+    async def compare_and_delete(
+        self, key: Key, *, version: int, if_fence: Fenced | None = None, deadline_s: float | None = None
+    ) -> bool:
         """Deletes the key if its version is `version`; whether it was there. VersionMismatch as above."""
         op = self._operations.op(CompareAndDelete(key, version))
-        results, offset, _ = await self._write(op, deadline_s)
+        results, offset, _ = await self._write(op, if_fence, deadline_s)
         return _required(results)[offset].found
 
     # -- many keys -----------------------------------------------------------------------------------------------------
@@ -185,20 +213,30 @@ class Kv:
         then: Sequence[Entry],
         otherwise: Sequence[Entry] = (),
         *,
+        if_fence: Fenced | None = None,
         deadline_s: float | None = None,
     ) -> TransactionResult:
         """All compares hold: `then`, else: `otherwise`; all of the branch or nothing. CrossShard unless all keys lie in one
         shard (use one hash tag in {braces}). An operation that fails, fails the whole: VersionMismatch, NotANumber, ..."""
+        return await self.fenced(compares, then, otherwise, fences_of(if_fence, self._around.limits), deadline_s)
+
+    async def fenced(
+        self,
+        compares: Sequence[Compare],
+        then: Sequence[Entry],
+        otherwise: Sequence[Entry],
+        fences: Sequence[Fence],
+        deadline_s: float | None,
+    ) -> TransactionResult:
+        """A transaction under these fences. A lock whose fence says `holder` lies in the transaction's shard, else CrossShard."""
         built = self._operations.transaction(compares, then, otherwise)
         keys = [each.key for each in built.compares] + [op.key for op in (*built.then_ops, *built.else_ops)]
         shard = self._router.shard_of(keys[0])
-        if any(self._router.shard_of(key) != shard for key in keys):
+        tied = [fence.name.encode() for fence in fences if fence.holder]
+        if any(self._router.shard_of(key) != shard for key in keys + tied):
             raise TenfoldError(Code.CROSS_SHARD)
         body = kv_pb2.KvCommand(transaction=built).SerializeToString()
-        self._operations.request(len(body), len(keys))
-        command = Command(self._around.future(), self._around.deadline(deadline_s), "kv", body, len(keys))
-        self._batcher.add(shard, command)
-        reply: node_pb2.SubReply = _checked(await command.future)
+        reply = await self._command(shard, body, len(keys), fences, deadline_s)
         result = kv_pb2.KvResult.FromString(reply.body)
         ops = tuple(OpResult(op.version, op.found, op.number, op.value) for op in result.ops)
         return TransactionResult(result.succeeded, ops, reply.index)
@@ -257,9 +295,11 @@ class Kv:
 
     # -- inside --------------------------------------------------------------------------------------------------------
 
-    async def _write(self, op: kv_pb2.KvOp, deadline_s: float | None) -> Written:
+    async def _write(self, op: kv_pb2.KvOp, if_fence: Fenced | None, deadline_s: float | None) -> Written:
         key = op.key
         around = self._around
+        if if_fence is not None:
+            return await self._fenced(op, if_fence, deadline_s)
         size = len(key) + len(op.value) + OP_BYTES
         write = Write(around.future(), around.deadline(deadline_s), size, [op], [key])
         self._batcher.add(self._router.shard_of(key), write)
@@ -267,6 +307,29 @@ class Kv:
         if written.results is not None and written.results[written.offset].code:
             raise op_error(op, written.results[written.offset])
         return written
+
+    async def _fenced(self, op: kv_pb2.KvOp, if_fence: Fenced, deadline_s: float | None) -> Written:
+        fences = fences_of(if_fence, self._around.limits)
+        body = kv_pb2.KvCommand(ops=[op]).SerializeToString()
+        reply = await self._command(self._router.shard_of(op.key), body, 1, fences, deadline_s)
+        results = kv_pb2.KvResult.FromString(reply.body).ops if reply.body else None
+        if results and results[0].code:
+            raise op_error(op, results[0])
+        return Written(results or None, 0, reply.index)
+
+    async def _command(
+        self, shard: int, body: bytes, count: int, fences: Sequence[Fence], deadline_s: float | None
+    ) -> node_pb2.SubReply:
+        around = self._around
+        command = Command(around.future(), around.deadline(deadline_s), "kv", body, count, fences)
+        self._operations.request(command.size, count)
+        self._batcher.add(shard, command)
+        outcome = await command.future
+        if isinstance(outcome, TenfoldError) and outcome.code is Code.STALE_TOKEN:
+            presented = {fence.name: fence.token for fence in fences}
+            raise TenfoldError(outcome.code, outcome.message, presented=presented)
+        reply: node_pb2.SubReply = _checked(outcome)
+        return reply
 
     def _get(self, shard: int, keys: list[bytes], consistency: Consistency, deadline_s: float | None) -> Get:
         around = self._around

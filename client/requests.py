@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cluster.errors import TenfoldError
-from proto.gen import kv_pb2, node_pb2
+from proto.gen import entry_pb2, kv_pb2, node_pb2
+
+FENCE_BYTES = 4  # around a fence in its sub-request
 
 
 class Written(NamedTuple):
@@ -58,14 +60,23 @@ class Write(Pending):
 
 
 class Command(Pending):
-    """A command that is a sub-request of its own. Future: SubReply."""
+    """A command that is a sub-request of its own, perhaps on conditions. Future: SubReply."""
 
-    __slots__ = ("body", "capability")
+    __slots__ = ("body", "capability", "fences")
 
-    def __init__(self, future: asyncio.Future[Any], deadline: float, capability: str, body: bytes, count: int) -> None:
-        super().__init__(future, deadline, len(body), count)
+    def __init__(
+        self,
+        future: asyncio.Future[Any],
+        deadline: float,
+        capability: str,
+        body: bytes,
+        count: int,
+        fences: Sequence[entry_pb2.Fence] = (),
+    ) -> None:
+        super().__init__(future, deadline, len(body) + sum(fence.ByteSize() + FENCE_BYTES for fence in fences), count)
         self.capability = capability
         self.body = body
+        self.fences = fences
 
 
 class Get(Pending):

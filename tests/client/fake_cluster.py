@@ -17,7 +17,8 @@ from cluster.ports import ChannelBroken
 from cluster.ring.ring import shard_of
 from cluster.ring.shard_map import first_map
 from cluster.types import EntryKind
-from node.services.kv import Service
+from node.capabilities import discover
+from node.services import fences
 from proto.gen import kv_pb2, meta_pb2, node_pb2
 from proto.gen.entry_pb2 import Request
 from tests.machines.shard_world import ShardWorld
@@ -66,7 +67,7 @@ class FakeCluster:
         self.bodies: dict[tuple[int, int, int], bytes] = {}
         self.map_streams = 0
         self.tells_epoch = True
-        self._service = Service(limits)
+        self._services = discover(limits)
         self._changed: dict[int, asyncio.Event] = {}
         self._broken: dict[str, asyncio.Event] = {}
         self._pushed = asyncio.Event()
@@ -237,7 +238,8 @@ class FakeCluster:
 
     def _query(self, sub: node_pb2.SubRequest) -> node_pb2.SubReply:
         world = self.worlds[sub.shard]
-        answer = world.applier.query("kv", self._service.query(sub.body, sub.shard, self.shards))
+        service = self._services[sub.capability]
+        answer = world.applier.query(sub.capability, service.query(sub.body, sub.shard, self.shards))
         stale_ms = 7 if sub.consistency == node_pb2.STALE else 0
         return node_pb2.SubReply(body=answer.SerializeToString(), index=world.index, stale_ms=stale_ms)
 
@@ -249,10 +251,17 @@ class FakeCluster:
         named = (sub.session, sub.shard, sub.sequence)
         assert sub.session and sub.sequence > sub.low_water, "a command has a session and a sequence"
         assert self.bodies.setdefault(named, sub.body) == sub.body, f"{named} was regrouped"
-        self._service.command(sub.body, sub.shard, self.shards)
+        self._services[sub.capability].command(sub.body, sub.shard, self.shards)
         request = Request(
-            capability="kv", session=sub.session, sequence=sub.sequence, low_water=sub.low_water, body=sub.body
+            capability=sub.capability,
+            session=sub.session,
+            sequence=sub.sequence,
+            low_water=sub.low_water,
+            body=sub.body,
+            fences=sub.fences,
         )
+        if sub.fences:
+            fences.checked(request, sub.shard, self.shards, frozenset(), self.limits)
         outcome = world.entry(request)[0]
         self._wake(sub.shard)
         return node_pb2.SubReply(code=outcome.code, message=outcome.message, body=outcome.body, index=outcome.index)
@@ -297,14 +306,14 @@ class FakeCluster:
                     raise TenfoldError(Code.SHUTTING_DOWN)
                 if self.leaders[request.shard] != node:
                     raise TenfoldError(Code.NOT_LEADER)
+                capability = request.capability or "kv"
                 found, told = world.applier.feed.read(
-                    after, request.start, request.end, self.limits.watch_batch_bytes_max, request.capability or "kv"
+                    after, request.start, request.end, self.limits.watch_batch_bytes_max, capability
                 )
+                message = self._services[capability].event
                 yield node_pb2.WatchReply(
                     index=max(told, after),
-                    events=[
-                        self._service.event(index, key, event).SerializeToString() for index, _, key, event in found
-                    ],
+                    events=[message(index, key, event).SerializeToString() for index, _, key, event in found],
                 )
                 after = max(told, after)
                 if not found:

@@ -14,6 +14,7 @@ from client.results import Delete, Put
 from client.watch import Change, Watch, WatchEvent, parse_event
 from cluster.errors import Code, TenfoldError
 from cluster.ports import ChannelBroken
+from node.machines.kv import event_message
 from proto.gen import node_pb2
 from tests.client.fake_cluster import FakeCluster
 from tests.client.test_batcher import limits
@@ -69,7 +70,7 @@ def history(cluster: FakeCluster, prefix: bytes) -> dict[int, list[Seen]]:
         while after != told:
             told = after
             events, after = world.applier.feed.read(told, prefix, b"", 10**9)
-            messages = [cluster._service.event(index, key, event) for index, _, key, event in events]
+            messages = [event_message(index, key, event) for index, _, key, event in events]
             changes += [
                 (("put", "delete", "expire")[each.kind], each.key, each.value, each.version) for each in messages
             ]
