@@ -124,8 +124,8 @@ class ShardWorld:
     def told(self, index: int = 0) -> list[LockEvent]:
         """What the feed tells of locks, of the last entry if none is named."""
         index = index or self.index
-        events, _ = self.applier.feed.read(index - 1, b"", b"", 10**9, "lock")
-        return [event_message(at, key, event) for at, key, event in events if at == index]
+        events, _ = self.applier.feed.read(max(0, index - 1), b"", b"", 10**9, "lock")
+        return [event_message(at, key, event) for at, _, key, event in events if at == index]
 
     def batch(self, *ops: KvOp) -> list[KvOpResult]:
         """The results of a batch, those of plain puts made explicit."""
