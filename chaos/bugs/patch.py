@@ -18,12 +18,14 @@ class Patch(NamedTuple):
 
 
 class Bug(NamedTuple):
-    """`what` says in one line what the code does wrong. `seed` has found it before, and is tried first (0: none)."""
+    """`what` says in one line what the code does wrong. `seed` has found it before, and is tried first (0: none).
+    `workload` is the load under which it shows."""
 
     name: str
     what: str
     patches: Sequence[Patch]
     seed: int = 0
+    workload: str = "kv"
 
 
 def handlers(**changed: Any) -> dict[int, Any]:

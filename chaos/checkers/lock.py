@@ -19,6 +19,7 @@ import msgspec
 from chaos.checkers import lock_queue
 from chaos.checkers.availability import percentile
 from chaos.checkers.lock_holds import (
+    EXCLUSIVE,
     Facts,
     Problem,
     check_feed,
@@ -31,6 +32,10 @@ from chaos.history import History, Operation
 
 DRIFT = 0.1
 """How much faster than the truth a shard's time may run; of the header's `lease_drift_percent`, if it has one."""
+
+
+HOLDER = "holder"
+"""The mode of a write in the shard of its lock: there the token must be that of a present holder, too."""
 
 
 class Expiry(msgspec.Struct):
@@ -82,11 +87,20 @@ def check(history: History) -> LockFinding:
     )
 
 
+def registers(history: History) -> History:
+    """The fenced registers alone, as a key-value history."""
+    operations = [each for each in history.operations if each.f in ("put", "get")]
+    return History(history.header, operations, history.faults, history.end_ns)
+
+
 def check_fences(facts: Facts) -> int:
     """How many writes were accepted under a token lower than one accepted before; a refusal needs a higher one, too."""
     by_fence: dict[tuple[int, str], list[Operation]] = defaultdict(list)
     for each in facts.operations:
-        if each.f == "put" and each.asked is not None and each.asked.token:
+        if each.f != "put" or each.asked is None or not each.asked.token:
+            continue
+        # Where a lock has several holders at once, each of them may write in the lock's own shard.
+        if each.asked.mode != HOLDER or facts.modes(each.asked.name) <= {EXCLUSIVE}:
             by_fence[each.shard or 0, each.asked.name].append(each)
     stale = 0
     for (_, name), writes in by_fence.items():
@@ -107,7 +121,7 @@ def _check_fence(facts: Facts, name: str, writes: Sequence[Operation]) -> int:
             highest = write
     for write in writes:
         done = write.completed or 0
-        if write.type != "fail" or write.error != "STALE_TOKEN" or (write.asked and write.asked.mode == "holder"):
+        if write.type != "fail" or write.error != "STALE_TOKEN" or (write.asked and write.asked.mode == HOLDER):
             continue
         if not any(_token(other) > _token(write) and other.invoked < done for other in writes):
             facts.problem(

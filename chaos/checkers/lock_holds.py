@@ -197,6 +197,10 @@ class Facts:
                 return points[number]
         return None
 
+    def missed(self, hold: Hold) -> bool:
+        """Whether the feed may lack something since the hold began: then it ended at some index up to the one told."""
+        return self.gaps.get(hold.shard, 0) > hold.token
+
     def modes(self, name: str) -> set[str]:
         """That were asked for."""
         return self._modes[name]
@@ -315,7 +319,7 @@ def check_overlaps(facts: Facts) -> int:
 def _log_end(facts: Facts, hold: Hold) -> int:
     """0 where nobody knows."""
     end = facts.after(hold)
-    return hold.ended or (end.log_index if end is not None else 0)
+    return hold.ended or (end.log_index if end is not None and not facts.missed(hold) else 0)
 
 
 def _clashes(holds: Sequence[Hold], starts: Sequence[int], ends: Sequence[int]) -> Iterator[tuple[Hold, Hold]]:
@@ -343,7 +347,7 @@ def expiry_ms(facts: Facts) -> list[float]:
     found = []
     for hold in facts.all_holds():
         end = facts.after(hold)
-        if end is None or hold.given_up_ns <= end.ns:
+        if end is None or hold.given_up_ns <= end.ns or facts.missed(hold):
             continue
         before = [each for each in facts.renewals[hold.lease, hold.shard] if each.sent_ns < end.ns]
         last_ns = max((each.ends_ns for each in before if each.type == "ok"), default=0)

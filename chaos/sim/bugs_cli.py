@@ -45,6 +45,7 @@ ORACLES = (
     ("the watch", "watch"),
     ("a stale read", "age of stale reads"),
     ("has answers", "one answer a sequence"),
+    ("lock, ", "laws of locks"),
     ("lost: ", "durability"),
     ("key ", "linearizability"),
     ("after healing", "convergence"),
@@ -111,15 +112,16 @@ class Honest:
     """Whether the code without any bug passes a seed; asked once for each."""
 
     def __init__(self, jobs: int = 1) -> None:
-        self._known: dict[int, bool] = {}
+        self._known: dict[tuple[int, str], bool] = {}
         self._jobs = jobs
 
-    def passes(self, seed: int) -> bool:
-        if seed not in self._known:
-            self._known[seed] = _case(seed, "").run().verdict == "ok"
-            if not self._known[seed]:
+    def passes(self, seed: int, workload: str = "kv") -> bool:
+        key = (seed, workload)
+        if key not in self._known:
+            self._known[key] = _case(seed, "", workload).run().verdict == "ok"
+            if not self._known[key]:
                 note(f"seed {seed} convicts the code as it is")
-        return self._known[seed]
+        return self._known[key]
 
 
 def search(bug: Bug, seconds: float, *, jobs: int = 1, first: int = 0, honest: Honest) -> Finding:
@@ -143,7 +145,7 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, first: int = 0, honest: H
         for seed in seeds():
             if convicted or time.monotonic() - started - spent >= seconds:
                 return
-            yield _case(seed, bug.name)
+            yield _case(seed, bug.name, bug.workload)
 
     def tell(case: Case, result: SeedResult) -> None:
         nonlocal spent
@@ -151,7 +153,7 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, first: int = 0, honest: H
             return
         check_patch(bug, result.reasons)
         began = time.monotonic()
-        if honest.passes(result.seed):
+        if honest.passes(result.seed, bug.workload):
             convicted.append(result)
         spent += time.monotonic() - began
 
@@ -163,11 +165,11 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, first: int = 0, honest: H
     return Finding(bug.name, bug.what, True, convicted[0].seed, took, oracle_of(reason), reason)
 
 
-def _case(seed: int, bug: str) -> Case:
+def _case(seed: int, bug: str, workload: str) -> Case:
     from chaos.sim.case import Case
     from chaos.sim.run import Options
 
-    return Case(Options(seed=seed, duration_s=DURATION_S), bug)
+    return Case(Options(seed=seed, duration_s=DURATION_S, workload=workload), bug)
 
 
 def check_patch(bug: Bug, reasons: Sequence[str]) -> None:

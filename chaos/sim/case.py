@@ -113,6 +113,7 @@ def again(case: Case) -> str:
     kinds = "all" if options.kinds == NAMES else ",".join(options.kinds) or "none"
     words = ["tenfold sim run", f"--seed {options.seed}", f"--minutes {options.duration_s / 60:g}", f"--faults {kinds}"]
     words += [f"--nodes {options.nodes}"] if options.nodes else []
+    words += [f"--workload {options.workload}"] if options.workload != "kv" else []
     words += [f"--bug {case.bug}"] if case.bug else []
     return " ".join(words)
 

@@ -126,17 +126,17 @@ def _seeds(seed: int | None, seeds: str, *, endless: bool) -> Iterable[int]:
 
 
 def _options(seed: int, *, minutes: float, faults: str, workload: str, nodes: int) -> Options:
-    from chaos.sim.run import Options
+    from chaos.sim.run import WORKLOADS, Options
     from chaos.sim.schedule import GROUPS, KNOWN
 
-    if workload != "kv":
-        raise invalid("workload", f"{workload!r}, must be kv")
+    if workload not in WORKLOADS:
+        raise invalid("workload", f"{workload!r}, must be one of {', '.join(WORKLOADS)}")
     if not 0.05 <= minutes <= MINUTES_MAX:
         raise invalid("minutes", f"{minutes:g}, must be 0.05 to {MINUTES_MAX:g}")
     kinds = tuple(kind for word in faults.split(",") for kind in GROUPS.get(word, (word,)))
     if unknown := [kind for kind in kinds if kind not in KNOWN]:
         raise invalid("faults", f"{unknown[0]!r}, must be some of {', '.join((*GROUPS, *KNOWN))}")
-    return Options(seed=seed, duration_s=minutes * 60, nodes=nodes, kinds=kinds)
+    return Options(seed=seed, duration_s=minutes * 60, nodes=nodes, kinds=kinds, workload=workload)
 
 
 def _within(cases: Iterable[Case], budget_s: float | None) -> Iterator[Case]:

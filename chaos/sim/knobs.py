@@ -30,6 +30,10 @@ FLOORS = {
     "tick_ms": 30,
     "heartbeat_ticks": 2,
     "node_heartbeat_ms": 150,
+    "lock_name_bytes_max": 64,
+    "lock_permits_max": 4,
+    "lock_ttl_ms_max": 10_000,
+    "lock_wait_ms_max": 10_000,
     "client_backoff_ms_min": 10,
     "client_backoff_ms_max": 200,
 }

@@ -11,6 +11,7 @@ import random
 import time
 import traceback
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import msgspec
 
@@ -18,6 +19,8 @@ from chaos.checkers.linearizability import Verdict
 from chaos.sim.cluster import SimCluster
 from chaos.sim.knobs import draw_limits
 from chaos.sim.load import Behind, Load
+from chaos.sim.lock_load import RANGES as LOCK_RANGES
+from chaos.sim.lock_load import LockLoad
 from chaos.sim.loop import SimLoop, run
 from chaos.sim.nemesis import Nemesis
 from chaos.sim.schedule import NAMES, Fault, draw_schedule
@@ -46,6 +49,10 @@ class Options(msgspec.Struct, frozen=True):
     schedule: tuple[Fault, ...] | None = None
     shipped_limits: bool = False
     stale_bound: bool = False  # judge what stale reads say of their age
+    workload: str = "kv"  # a name of WORKLOADS
+
+
+WORKLOADS: MappingProxyType[str, type[Load] | type[LockLoad]] = MappingProxyType({"kv": Load, "lock": LockLoad})
 
 
 class SeedResult(msgspec.Struct):
@@ -80,7 +87,8 @@ class Run:
         taste = taste_of(options.seed)
         nodes = options.nodes or taste.nodes or chance.choice((3, 3, 5))
         shards = options.shards or taste.shards or chance.choice((1, 2, 3))
-        self.limits = DEFAULT if options.shipped_limits else draw_limits(chance, ranges=taste.ranges)
+        ranges = taste.ranges if options.workload == "kv" else MappingProxyType({**taste.ranges, **LOCK_RANGES})
+        self.limits = DEFAULT if options.shipped_limits else draw_limits(chance, ranges=ranges)
         self.chance = chance
         self.loop = SimLoop(options.seed, permute=chance.random() < 0.85)
         self.transcript = Transcript(lambda: self.loop.now)
@@ -91,7 +99,7 @@ class Run:
         self.schedule: Sequence[Fault] = (
             schedule if schedule is not None else draw_schedule(options.seed, options.duration_s, options.kinds)
         )
-        self.load = Load(
+        self.load = WORKLOADS[options.workload](
             self.cluster,
             options.seed,
             taste,
