@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.limits import Limits
+from cluster.limits import DEFAULT, Limits
 from cluster.raft.configuration import Configuration
 from cluster.raft.messages import Entry
 from cluster.types import EntryKind
 from node.machines.applier import Outcome
-from proto.gen.entry_pb2 import EntryPayload, Request
+from proto.gen.entry_pb2 import EntryPayload, Fence, Request
 from proto.gen.kv_pb2 import KvCommand, KvOp, KvTransaction
+from proto.gen.lock_pb2 import LockCommand
+from tests.machines.lock_model import LockModel
 from tests.machines.shard_world import ShardWorld, drawn_limits, kv_request, parsed
 from tests.machines.test_kv_model import BATCHES, BRANCHES, COMPARES, PLAIN
+from tests.machines.test_lock_model import NAMES, lock_request, random_command
 
 COMMANDS = st.one_of(
     st.builds(lambda ops: KvCommand(ops=ops), st.one_of(BATCHES, PLAIN)),
@@ -30,24 +34,56 @@ COMMANDS = st.one_of(
 )
 # A session is named by a guess at the entry that opened it; 0 is none.
 SESSIONS = st.sampled_from([0, 4096, 4096, 2 * 4096, 3 * 4096 + 1, 9 * 4096])
+SEQUENCED = (SESSIONS, st.integers(1, 12), st.integers(0, 8))
+NO_LOCKS = LockModel(DEFAULT)
+LOCK_COMMANDS = st.integers(0, 2**32).map(lambda seed: random_command(Random(seed), NO_LOCKS))
+FENCES = st.builds(
+    lambda name, token, release: Fence(name=name, token=token, holder=name in NAMES, release=release and name in NAMES),
+    st.sampled_from([*NAMES, "far", "away"]),
+    st.integers(1, 12),
+    st.booleans(),
+)
+
+
+def fenced(request: Request, fence: Fence) -> Request:
+    request.fences.append(fence)
+    return request
+
+
 REQUESTS = st.one_of(
-    st.builds(kv_request, COMMANDS, SESSIONS, st.integers(1, 12), st.integers(0, 8)),
+    st.builds(kv_request, COMMANDS, *SEQUENCED),
+    st.builds(lock_request, LOCK_COMMANDS, *SEQUENCED),
+    st.builds(lambda command: lock_request(command), LOCK_COMMANDS),
+    st.builds(fenced, st.builds(kv_request, COMMANDS, *SEQUENCED), FENCES),
     st.just(Request(open_session=True)),
 )
 
 
 def disjoint(requests: list[Request]) -> list[Request]:
-    """Those that a leader would join into one entry: no key is written by two of them."""
+    """Those that a leader would join into one entry: nothing is written by two of them."""
     joined: list[Request] = []
     seen: set[bytes] = set()
     for request in requests:
-        command = KvCommand.FromString(request.body)
-        ops = [*command.ops, *command.transaction.then_ops, *command.transaction.else_ops]
-        keys = {op.key for op in ops if op.kind != KvOp.GET}
+        keys = writes(request)
+        if keys is None:
+            return joined or [request]
         if not keys & seen:
             seen |= keys
             joined.append(request)
     return joined
+
+
+def writes(request: Request) -> set[bytes] | None:
+    keys = {b"lock " + fence.name.encode() for fence in request.fences if fence.release}
+    if request.capability == "lock":
+        command = LockCommand.FromString(request.body)
+        which = command.WhichOneof("command")
+        if which == "end_lease":
+            return None
+        return set() if which == "renew" else {b"lock " + getattr(command, str(which)).name.encode()}
+    command = KvCommand.FromString(request.body)
+    ops = [*command.ops, *command.transaction.then_ops, *command.transaction.else_ops]
+    return keys | {op.key for op in ops if op.kind != KvOp.GET}
 
 
 @st.composite

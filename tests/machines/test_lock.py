@@ -1,0 +1,510 @@
+"""The lock machine's laws, one by one: leases, order, tokens, delays, deadlocks, answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cluster.errors import Code
+from cluster.limits import DEFAULT, Limits
+from node.machines.lock_rows import attempt_key
+from proto.gen.entry_pb2 import Request
+from proto.gen.lock_pb2 import (
+    EXCLUSIVE,
+    SEMAPHORE,
+    SHARED,
+    LockAcquire,
+    LockAnswer,
+    LockCheck,
+    LockCommand,
+    LockEdges,
+    LockEndLease,
+    LockEvent,
+    LockForceRelease,
+    LockList,
+    LockQuery,
+    LockRelease,
+    LockRenew,
+    LockResult,
+    LockState,
+)
+from tests.machines.shard_world import CountedView, ShardWorld, tiny
+
+GRANTED, LOST, CHANGED = LockEvent.GRANTED, LockEvent.LOST, LockEvent.CHANGED
+
+
+def world(limits: Limits = DEFAULT) -> ShardWorld:
+    return ShardWorld(limits)
+
+
+def asked(lease: int, name: str = "a", **fields: Any) -> LockAcquire:
+    defaults: dict[str, Any] = {"attempt": 1, "owner": f"w{lease}", "ttl_ms": 1000, "wait_ms": 5000, "new_lease": True}
+    return LockAcquire(name=name, lease=lease, **{**defaults, **fields})
+
+
+def acquire(shard: ShardWorld, lease: int, name: str = "a", **fields: Any) -> LockResult:
+    return shard.locked(acquire=asked(lease, name, **fields))
+
+
+def release(shard: ShardWorld, lease: int, name: str = "a", **fields: Any) -> LockResult:
+    return shard.locked(release=LockRelease(name=name, lease=lease, **{"attempt": 1, **fields}))
+
+
+def state(shard: ShardWorld, name: str = "a") -> LockState:
+    found: LockAnswer = shard.applier.query("lock", LockQuery(get=name))
+    return found.locks[0]
+
+
+def owners(shard: ShardWorld, name: str = "a") -> tuple[list[str], list[str]]:
+    """Who holds and who waits."""
+    found = state(shard, name)
+    return [each.owner for each in found.holders], [each.owner for each in found.waiters]
+
+
+def told(shard: ShardWorld) -> list[tuple[int, int, int]]:
+    """(kind, lease, token) of the last entry's private events."""
+    return [(event.kind, event.lease, event.token) for event in shard.told() if event.kind != CHANGED]
+
+
+# ---- leases
+
+
+def test_a_lease_ends_at_a_pulse_and_never_before_its_time() -> None:
+    shard = world()
+    acquire(shard, 1)
+    shard.time_ms += 999
+    assert not shard.applier.pulse_due(shard.time_ms)
+    shard.pulse()
+    assert owners(shard) == (["w1"], [])
+    shard.time_ms += 1
+    assert acquire(shard, 2, wait_ms=0).holder.owner == "w1", "time alone ends nothing"
+    assert shard.applier.pulse_due(shard.time_ms)
+    shard.pulse()
+    assert owners(shard) == ([], []) and told(shard) == [(LOST, 1, 1)]
+    assert not shard.views["lock"].pairs, "nothing is left of it"
+
+
+def test_a_renewal_counts_from_its_stamp_and_never_shortens() -> None:
+    shard = world()
+    acquire(shard, 1)
+    shard.time_ms += 600
+    shard.locked(renew=LockRenew(lease=1, ttl_ms=1000))
+    shard.locked(renew=LockRenew(lease=1, ttl_ms=100))
+    shard.restart()
+    shard.time_ms += 999
+    assert not shard.applier.pulse_due(shard.time_ms)
+    assert state(shard).holders[0].remaining_ms == 1000, "as of the last applied entry"
+    shard.time_ms += 1
+    assert shard.applier.pulse_due(shard.time_ms)
+
+
+def test_a_lease_that_has_ended_at_the_stamp_is_not_revived() -> None:
+    shard = world()
+    acquire(shard, 1)
+    shard.time_ms += 1000
+    assert shard.lock(renew=LockRenew(lease=1, ttl_ms=1000)).code == Code.UNKNOWN_LEASE
+    assert shard.lock(acquire=asked(1)).code == Code.UNKNOWN_LEASE
+    assert shard.lock(acquire=asked(1, "b")).code == Code.UNKNOWN_LEASE
+    shard.pulse()
+    assert acquire(shard, 1).granted, "after the pulse it may begin anew"
+
+
+def test_only_who_says_so_begins_a_lease() -> None:
+    shard = world()
+    assert shard.lock(acquire=asked(1, new_lease=False)).code == Code.UNKNOWN_LEASE
+    acquire(shard, 1)
+    assert not acquire(shard, 2, wait_ms=0).granted
+    assert shard.lock(renew=LockRenew(lease=2, ttl_ms=1000)).code == Code.UNKNOWN_LEASE, "a vain try begins none"
+    assert acquire(shard, 1, "b", attempt=2, new_lease=False).granted
+
+
+def test_the_end_of_a_lease_is_the_end_of_all_it_has() -> None:
+    shard = world()
+    acquire(shard, 2, "b")
+    acquire(shard, 1)
+    acquire(shard, 1, "c", attempt=3)
+    acquire(shard, 1, "b", attempt=2)
+    acquire(shard, 3)
+    assert shard.locked(end_lease=LockEndLease(lease=1)).released
+    assert told(shard) == [(LockEvent.CANCELLED, 1, 0), (GRANTED, 3, 6)]
+    assert owners(shard, "b") == (["w2"], []) and owners(shard, "c") == ([], [])
+    assert not shard.locked(end_lease=LockEndLease(lease=1)).released
+
+
+# ---- order
+
+
+def test_nobody_overtakes_and_one_is_woken() -> None:
+    shard = world()
+    acquire(shard, 1)
+    for lease in (2, 3, 4):
+        assert acquire(shard, lease).waiters == lease - 2
+    release(shard, 1)
+    assert told(shard) == [(GRANTED, 2, 5)]
+    acquire(shard, 5)
+    release(shard, 3)
+    assert owners(shard) == (["w2"], ["w4", "w5"])
+
+
+def test_readers_share_and_a_writer_who_waits_stops_them() -> None:
+    shard = world()
+    acquire(shard, 1, mode=SHARED)
+    assert acquire(shard, 2, mode=SHARED).granted
+    acquire(shard, 3)
+    assert acquire(shard, 4, mode=SHARED).waiting and acquire(shard, 5, mode=SHARED).waiting
+    release(shard, 1)
+    release(shard, 2)
+    assert owners(shard) == (["w3"], ["w4", "w5"])
+    release(shard, 3)
+    assert [event.token for event in shard.told() if event.kind == GRANTED] == [8, 9], "strictly increasing"
+    assert owners(shard) == (["w4", "w5"], [])
+
+
+def test_a_waiter_who_leaves_lets_those_behind_pass() -> None:
+    shard = world()
+    acquire(shard, 1, mode=SHARED)
+    acquire(shard, 2)
+    acquire(shard, 3, mode=SHARED)
+    release(shard, 2)
+    assert told(shard) == [(LockEvent.CANCELLED, 2, 0), (GRANTED, 3, 4)]
+
+
+def test_a_semaphore_counts_permits() -> None:
+    shard = world()
+    fields: dict[str, Any] = {"mode": SEMAPHORE, "capacity": 3}
+    acquire(shard, 1, permits=2, **fields)
+    assert acquire(shard, 2, permits=2, **fields).waiting
+    assert acquire(shard, 3, **fields).waiting, "the permit that is left is not given past who waits"
+    assert shard.lock(acquire=asked(4)).code == Code.LOCK_MODE_DIFFERS
+    assert shard.lock(acquire=asked(4, mode=SEMAPHORE, capacity=2)).code == Code.LOCK_MODE_DIFFERS
+    release(shard, 1)
+    assert owners(shard) == (["w2", "w3"], [])
+
+
+def test_a_waiter_whose_lease_has_ended_is_never_granted() -> None:
+    shard = world()
+    acquire(shard, 1, ttl_ms=5000)
+    acquire(shard, 2, ttl_ms=1000)
+    acquire(shard, 3, ttl_ms=5000)
+    shard.time_ms += 1000
+    release(shard, 1)
+    assert told(shard) == [(LOST, 2, 0), (GRANTED, 3, 4)]
+
+
+def test_all_leases_that_are_due_end_before_anybody_is_granted() -> None:
+    shard = world()
+    acquire(shard, 1, ttl_ms=1000)
+    acquire(shard, 2, ttl_ms=1000)
+    acquire(shard, 3, ttl_ms=1001)
+    shard.time_ms += 1000
+    shard.pulse()
+    assert told(shard) == [(LOST, 1, 1), (LOST, 2, 0), (GRANTED, 3, 4)]
+
+
+def test_a_bounded_pulse_grants_nothing_to_those_it_did_not_reach() -> None:
+    shard = world(tiny(pulse_keys_max=1, lock_waiters_max=3, lock_leases_max=4))
+    for lease in (1, 2, 3):
+        acquire(shard, lease, ttl_ms=1000)
+    shard.time_ms += 1000
+    shard.pulse()
+    assert told(shard) == [(LOST, 1, 1), (LOST, 2, 0), (LOST, 3, 0)] and shard.applier.pulse_due(shard.time_ms)
+    shard.pulse()
+    shard.pulse()
+    assert not shard.applier.pulse_due(shard.time_ms) and not shard.views["lock"].pairs
+
+
+def test_a_wait_ends_at_a_pulse_or_when_its_turn_comes_too_late() -> None:
+    shard = world()
+    acquire(shard, 1, ttl_ms=9000)
+    acquire(shard, 2, wait_ms=100, ttl_ms=9000)
+    acquire(shard, 3, wait_ms=200, ttl_ms=9000)
+    acquire(shard, 4, wait_ms=500, ttl_ms=9000)
+    shard.time_ms += 100
+    shard.pulse()
+    assert told(shard) == [(LockEvent.TIMED_OUT, 2, 0)]
+    shard.time_ms += 100
+    release(shard, 1)
+    assert told(shard) == [(LockEvent.TIMED_OUT, 3, 0), (GRANTED, 4, 6)]
+
+
+def test_waiters_are_there_after_a_restart() -> None:
+    shard = world()
+    acquire(shard, 1)
+    acquire(shard, 2)
+    acquire(shard, 3)
+    shard.restart()
+    assert owners(shard) == (["w1"], ["w2", "w3"])
+    release(shard, 1)
+    assert told(shard) == [(GRANTED, 2, 4)]
+
+
+# ---- who may do what
+
+
+def test_an_attempt_asked_again_is_answered_the_same() -> None:
+    shard = world()
+    first = acquire(shard, 1)
+    acquire(shard, 2)
+    assert acquire(shard, 1, wait_ms=0) == first
+    assert acquire(shard, 2) == LockResult(waiting=True)
+    release(shard, 1)
+    assert acquire(shard, 2) == LockResult(granted=True, token=5)
+    assert shard.lock(acquire=asked(2, "b")).code == Code.INVALID_ARGUMENT, "an attempt is about one name"
+    assert owners(shard) == (["w2"], [])
+
+
+def test_a_release_of_another_s_lock_changes_nothing_and_says_so() -> None:
+    shard = world()
+    acquire(shard, 1)
+    acquire(shard, 2, "b")
+    before = shard.views["lock"].pairs
+    outcome = shard.lock(release=LockRelease(name="a", lease=2, attempt=7))
+    assert outcome.code == Code.NOT_HOLDER and "'w1'" in outcome.message
+    assert shard.lock(release=LockRelease(name="a", lease=2, attempt=1)).code == Code.INVALID_ARGUMENT
+    assert not release(shard, 9).released, "nothing is known of that lease"
+    assert shard.views["lock"].pairs == before and owners(shard) == (["w1"], [])
+    release(shard, 1)
+    assert not release(shard, 1).released, "done already"
+
+
+def test_a_release_ends_its_lease_if_nothing_is_left() -> None:
+    shard = world()
+    acquire(shard, 1)
+    acquire(shard, 1, "b", attempt=2)
+    release(shard, 1, end_lease=True)
+    shard.locked(renew=LockRenew(lease=1, ttl_ms=1000))
+    release(shard, 1, "b", attempt=2, end_lease=True)
+    assert shard.lock(renew=LockRenew(lease=1, ttl_ms=1000)).code == Code.UNKNOWN_LEASE
+    assert not shard.views["lock"].pairs
+
+
+def test_one_owner_may_hold_again_under_the_same_token() -> None:
+    shard = world()
+    token = acquire(shard, 1, owner="o").token
+    assert acquire(shard, 1, owner="o", attempt=2).waiting, "only if it is asked for"
+    acquire(shard, 2)
+    assert acquire(shard, 1, owner="o", attempt=3, reentrant=True).token == token
+    release(shard, 1)
+    assert owners(shard) == (["o"], ["o", "w2"])
+    release(shard, 1, attempt=3)
+    assert told(shard) == [(GRANTED, 1, 6)] and token == 1, "another hold, another token"
+
+
+def test_an_operator_takes_a_lock_away() -> None:
+    shard = world()
+    token = acquire(shard, 1, delay_ms=100).token
+    acquire(shard, 2)
+    assert not shard.locked(force_release=LockForceRelease(name="a", token=token + 1)).released
+    assert shard.locked(force_release=LockForceRelease(name="a", token=token)).released
+    assert told(shard) == [(LOST, 1, token), (GRANTED, 2, 4)]
+    assert not shard.locked(force_release=LockForceRelease(name="b")).released
+
+
+# ---- tokens
+
+
+def test_tokens_increase_over_expiry_restart_and_a_record_that_is_gone() -> None:
+    shard = world()
+    seen = [acquire(shard, 1).token]
+    shard.time_ms += 1000
+    shard.pulse()
+    seen.append(acquire(shard, 2).token)
+    release(shard, 2, end_lease=True)
+    assert not shard.views["lock"].pairs
+    shard.restart()
+    seen.append(acquire(shard, 3).token)
+    assert seen == sorted(set(seen))
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_tokens_that_ran_ahead_of_the_log_are_not_given_again(restarts: bool) -> None:
+    shard = world()
+    acquire(shard, 1)
+    for lease in (2, 3, 4, 5):
+        acquire(shard, lease, mode=SHARED)
+    shard.locked(force_release=LockForceRelease(name="a"))
+    assert [event.token for event in shard.told() if event.kind == GRANTED] == [6, 7, 8, 9]
+    shard.locked(force_release=LockForceRelease(name="a"))
+    assert owners(shard) == ([], []), "it is free, and yet its last token is remembered"
+    assert not shard.applier.query("lock", LockQuery(list=LockList())).locks
+    if restarts:
+        shard.restart()
+    assert acquire(shard, 6).token == 10
+
+
+# ---- delays
+
+
+def test_after_an_unclean_loss_nobody_holds_it_until_the_delay_is_over() -> None:
+    shard = world()
+    acquire(shard, 1, delay_ms=300)
+    acquire(shard, 2, ttl_ms=9000)
+    shard.time_ms += 1000
+    shard.pulse()
+    assert owners(shard) == ([], ["w2"]) and state(shard).delay_remaining_ms == 300
+    assert acquire(shard, 3, wait_ms=0) == LockResult(waiters=1)
+    shard.restart()
+    shard.time_ms += 299
+    assert not shard.applier.pulse_due(shard.time_ms)
+    shard.time_ms += 1
+    shard.pulse()
+    assert told(shard) == [(GRANTED, 2, 5)]
+    release(shard, 2)
+    assert acquire(shard, 4).granted, "a clean release has no delay"
+
+
+# ---- deadlocks
+
+
+def test_who_would_close_a_cycle_is_told_the_cycle_and_changes_nothing() -> None:
+    shard = world()
+    for lease, name in ((1, "a"), (2, "b"), (3, "c")):
+        acquire(shard, lease, name)
+    acquire(shard, 1, "b", attempt=2)
+    acquire(shard, 2, "c", attempt=2)
+    before = shard.views["lock"].pairs
+    outcome = shard.lock(acquire=asked(3, "a", attempt=2))
+    assert (outcome.code, outcome.message) == (Code.DEADLOCK, "a: w3 -> w1, b: w1 -> w2, c: w2 -> w3")
+    assert shard.views["lock"].pairs == before
+    assert acquire(shard, 3, "a", attempt=2, wait_ms=0).holder.owner == "w1", "who does not wait closes no cycle"
+
+
+def test_a_reader_behind_a_writer_who_waits_for_it() -> None:
+    shard = world()
+    acquire(shard, 1, mode=SHARED)
+    acquire(shard, 2)
+    outcome = shard.lock(acquire=asked(1, mode=SHARED, attempt=2))
+    assert (outcome.code, outcome.message) == (Code.DEADLOCK, "a: w1 -> w2, a: w2 -> w1")
+
+
+def test_no_cycle_where_somebody_else_may_give_way_or_is_gone() -> None:
+    shard = world()
+    permits: dict[str, Any] = {"mode": SEMAPHORE, "capacity": 2}
+    acquire(shard, 1, "s", **permits)
+    acquire(shard, 2, "s", **permits)
+    acquire(shard, 3, "b", ttl_ms=9000)
+    acquire(shard, 1, "b", attempt=2)
+    assert acquire(shard, 3, "s", attempt=2, **permits).waiting, "w2 may give its permit"
+    acquire(shard, 4, "x", ttl_ms=9000)
+    acquire(shard, 5, "y")
+    acquire(shard, 5, "x", attempt=2)
+    shard.time_ms += 1000
+    assert acquire(shard, 4, "y", attempt=2).waiting, "the lease of w5 has ended"
+
+
+def test_a_wait_that_another_shard_found_in_a_deadlock() -> None:
+    shard = world()
+    acquire(shard, 1)
+    acquire(shard, 2)
+    assert release(shard, 2, reason="a: w2 -> w1, b: w1 -> w2").released
+    assert [event.reason for event in shard.told()] == ["a: w2 -> w1, b: w1 -> w2"]
+    assert told(shard) == [(LockEvent.DEADLOCK, 2, 0)]
+    acquire(shard, 2, attempt=2)
+    release(shard, 1)
+    assert release(shard, 2, attempt=2, reason="too late").granted
+    assert owners(shard) == (["w2"], [])
+
+
+def test_edges_name_the_holders_that_must_give_way() -> None:
+    shard = world()
+    acquire(shard, 1, mode=SHARED)
+    acquire(shard, 2)
+    acquire(shard, 3, mode=SHARED)
+    found = shard.applier.query("lock", LockQuery(edges=LockEdges(owners=["w3", "w2", "w1"])))
+    edges = [(edge.waiter, list(edge.holders), list(edge.tokens), edge.index) for edge in found.edges]
+    assert edges == [("w2", ["w1"], [1], 2), ("w3", ["w1"], [1], 3)], "w3 needs what w2, before it, needs"
+
+
+# ---- the feed and the answers
+
+
+def test_an_entry_tells_the_state_it_leaves_under_the_keys_that_are_watched() -> None:
+    shard = world()
+    acquire(shard, 1, metadata=b"m")
+    acquire(shard, 2)
+    release(shard, 1)
+    events, _ = shard.applier.feed.read(shard.index - 1, b"", b"", 10**6, "lock")
+    assert [key for _, _, key, _ in events] == [attempt_key(2, 1), b"na"]
+    assert attempt_key(2, 1) == b"a" + (2).to_bytes(8, "big") + (1).to_bytes(8, "big")
+    public = shard.told()[-1]
+    assert (public.kind, public.holder.owner, public.token, public.index) == (CHANGED, "w2", 3, 3)
+    release(shard, 2)
+    assert not shard.told()[-1].HasField("holder"), "it is free"
+
+
+def test_requests_of_other_names_share_an_entry() -> None:
+    shard = world()
+    acquire(shard, 1)
+    acquire(shard, 2)
+    commands = (
+        LockCommand(release=LockRelease(name="a", lease=1, attempt=1)),
+        LockCommand(acquire=asked(1, "b", attempt=2)),
+        LockCommand(renew=LockRenew(lease=1, ttl_ms=2000)),
+        LockCommand(acquire=asked(2, "c", attempt=2)),
+    )
+    requests = [Request(capability="lock", body=command.SerializeToString()) for command in commands]
+    assert [outcome.code for outcome in shard.entry(*requests)] == [Code.OK] * 4
+    assert [owners(shard, name)[0] for name in "abc"] == [["w2"], ["w1"], ["w2"]]
+
+
+def test_check_says_how_an_attempt_stands() -> None:
+    shard = world()
+    acquire(shard, 1)
+    acquire(shard, 2)
+    acquire(shard, 3)
+
+    def stands(lease: int) -> LockResult:
+        asked_for = LockQuery(check=LockCheck(name="a", lease=lease, attempt=1))
+        found: LockAnswer = shard.applier.query("lock", asked_for)
+        return found.attempt
+
+    assert stands(1) == LockResult(granted=True, token=1)
+    assert stands(3) == LockResult(waiting=True, waiters=1)
+    gone = stands(4)
+    assert not gone.granted and not gone.waiting and (gone.holder.owner, gone.waiters) == ("w1", 2)
+
+
+def test_lists_are_bounded_in_locks_and_bytes() -> None:
+    shard = world(tiny(lock_list_max=2, locks_max=8, lock_leases_max=8, lease_attempts_max=6, scan_bytes_max=4096))
+    for number in range(5):
+        acquire(shard, 1, f"p{number}", attempt=number)
+    acquire(shard, 2, "q")
+    page = shard.applier.query("lock", LockQuery(list=LockList(prefix="p")))
+    assert ([lock.name for lock in page.locks], page.more, page.next) == (["p0", "p1"], True, "p2")
+    page = shard.applier.query("lock", LockQuery(list=LockList(prefix="p", start="p4")))
+    assert ([lock.name for lock in page.locks], page.more) == (["p4"], False)
+    small = world(tiny(lock_list_max=4, locks_max=8, scan_bytes_max=64))
+    acquire(small, 1)
+    acquire(small, 2, "b")
+    assert small.applier.query("lock", LockQuery(list=LockList())).next == "b"
+
+
+# ---- bounds
+
+
+def test_what_is_full_says_so_and_changes_nothing() -> None:
+    shard = world(tiny(locks_max=2, lock_leases_max=3, lease_attempts_max=2, lock_waiters_max=1))
+    acquire(shard, 1)
+    acquire(shard, 2)
+    before = shard.views["lock"].pairs
+    assert shard.lock(acquire=asked(3)).code == Code.TOO_MANY_WAITERS
+    assert shard.views["lock"].pairs == before
+    acquire(shard, 1, "b", attempt=2)
+    assert "lease 1" in shard.lock(acquire=asked(1, "b", attempt=3)).message
+    assert "2 locks" in shard.lock(acquire=asked(2, "c", attempt=2)).message
+    acquire(shard, 3, "b")
+    release(shard, 2)
+    assert "3 leases" in shard.lock(acquire=asked(4)).message
+
+
+def test_an_uncontended_hold_costs_few_writes_and_no_read() -> None:
+    shard = ShardWorld(DEFAULT, checked=False)
+    acquire(shard, 9, "other")
+    view: CountedView = shard.views["lock"]
+    view.reset()
+    acquire(shard, 1, mode=EXCLUSIVE)
+    assert (view.puts, view.deletes, view.gets, view.scans) == (2, 0, 0, 0)
+    view.reset()
+    release(shard, 1, end_lease=True)
+    assert (view.puts, view.deletes, view.gets, view.scans) == (0, 2, 0, 0)
