@@ -62,7 +62,7 @@ class Renewal(NamedTuple):
 
 
 class Hold(msgspec.Struct, gc=False):
-    """`known_ns`: then the grant was surely done. `given_up_ns`: then its holder asked for its end. `ended`: log index of its end."""
+    """`granted`: log index of the grant. `known_ns`: then it was surely done. `given_up_ns`: then its holder asked for its end. `ended`: log index of its end."""
 
     name: str
     shard: int
@@ -72,6 +72,7 @@ class Hold(msgspec.Struct, gc=False):
     lease: int
     attempt: int
     token: int
+    granted: int
     known_ns: int
     until_ns: int
     given_up_ns: int = NEVER_NS
@@ -144,11 +145,16 @@ class Facts:
 
     def _build(self) -> None:
         found: dict[tuple[str, int, int], Hold] = {}
+        before: set[tuple[str, int, int]] = set()
         for each in self.operations:
-            if each.f != "acquire" or each.type != "ok" or each.asked is None or each.told is None:
+            if each.f != "acquire" or each.asked is None:
                 continue
             asked, told, done_ns = each.asked, each.told, each.completed_ns or 0
             key = (each.key, asked.lease, asked.attempt)
+            first = key not in before
+            before.add(key)
+            if each.type != "ok" or told is None:
+                continue
             known = found.get(key)
             if known is not None:
                 if known.token != told.token:
@@ -158,7 +164,7 @@ class Facts:
             until_ns = max((r.until_ns for r in self.renewals[asked.lease, each.shard or 0]), default=0)
             hold = Hold(
                 each.key, each.shard or 0, asked.mode, asked.capacity, max(1, asked.permits), asked.lease, asked.attempt,
-                told.token, done_ns, until_ns,
+                told.token, told.index if first else told.token, done_ns, until_ns,
             )  # fmt: skip
             self._find_end(hold, each.invoked_ns)
             found[key] = hold
@@ -199,7 +205,7 @@ class Facts:
 
     def missed(self, hold: Hold) -> bool:
         """Whether the feed may lack something since the hold began: then it ended at some index up to the one told."""
-        return self.gaps.get(hold.shard, 0) > hold.token
+        return self.gaps.get(hold.shard, 0) > hold.granted
 
     def modes(self, name: str) -> set[str]:
         """That were asked for."""
@@ -254,10 +260,10 @@ def _check_real_time(facts: Facts) -> None:
 def check_feed(facts: Facts) -> None:
     """Exclusive grants are in the feed, and what it tells of their end agrees with the holders."""
     for hold in facts.all_holds():
-        if hold.mode != EXCLUSIVE or hold.token <= facts.gaps.get(hold.shard, 0):
+        if hold.mode != EXCLUSIVE or hold.granted <= facts.gaps.get(hold.shard, 0):
             continue
         if hold.point < 0:
-            if hold.token < facts.told_to.get(hold.shard, 0):
+            if hold.granted < facts.told_to.get(hold.shard, 0):
                 facts.problem("log", hold.name, f"the feed does not tell of {hold}")
             continue
         point = facts.feed[hold.name][hold.point]
@@ -311,7 +317,7 @@ def check_overlaps(facts: Facts) -> int:
             ms = (other.believed_ns - hold.known_ns) / 1e6
             facts.problem("overlap", name, f"{hold} was granted {ms:.1f} ms before {other} was over for its holder")
         ends = [_log_end(facts, each) for each in holds]
-        for hold, other in _clashes(holds, [each.token for each in holds], ends):
+        for hold, other in _clashes(holds, [each.granted for each in holds], ends):
             facts.problem("log", name, f"{hold} was granted before the log ends {other}")
     return overlaps
 

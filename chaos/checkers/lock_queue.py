@@ -17,13 +17,14 @@ TOLD = ("TIMED_OUT", "LOST", "CANCELLED", "DEADLOCK")
 
 
 class Attempt(NamedTuple):
-    """`place` in the queue (0: not known), `token` (0: never granted as far as anybody knows). An attempt that was never granted waited
+    """`place` in the queue, `token` (0: never granted as far as anybody knows), `granted` at that log index. An attempt that was never granted waited
     surely up to log index `told` or up to `until_ns`."""
 
     asked: Operation
     place: int
     waited: bool
     token: int
+    granted: int
     known_ns: int
     told: int
     until_ns: int
@@ -73,8 +74,9 @@ def _attempt(facts: Facts, operations: Sequence[Operation], drift: float) -> Att
     granted = next((each for each in operations if each.type == "ok" and each.told is not None), None)
     if granted is not None:
         assert granted.told is not None
-        place = told.queued or min(told.index, told.token)
-        return Attempt(first, place, told.queued > 0, granted.told.token, granted.completed_ns or NEVER_NS, 0, 0)
+        at = told.index if first.type == "ok" else granted.told.token
+        known_ns = granted.completed_ns or NEVER_NS
+        return Attempt(first, told.queued or at, told.queued > 0, granted.told.token, at, known_ns, 0, 0)
     index = told.index if first.type == "fail" and first.error in TOLD else 0
     until_ns = min(
         first.invoked_ns + int(asked.wait_ms * 1e6 * (1 - drift)),
@@ -85,7 +87,7 @@ def _attempt(facts: Facts, operations: Sequence[Operation], drift: float) -> Att
         ),
         first.completed_ns if first.type == "fail" and first.completed_ns is not None else NEVER_NS,
     )
-    return Attempt(first, told.queued, True, 0, NEVER_NS, index, until_ns)
+    return Attempt(first, told.queued, True, 0, 0, NEVER_NS, index, until_ns)
 
 
 def _concerns(end: Operation, acquire: Operation) -> bool:
@@ -116,7 +118,7 @@ def _check_passed(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
         if attempt.token:
             continue
         for other in granted:
-            if other.place > attempt.place and attempt.waits_at(other.token, other.known_ns):
+            if other.place > attempt.place and attempt.waits_at(other.granted, other.known_ns):
                 text = f"{attempt}, queued at {attempt.place}, still waited when {other}, queued at {other.place}, was granted"
                 facts.problem("queue", name, text)
                 break
@@ -141,7 +143,7 @@ def _check_free(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
 
 def _waits_in_vain(attempt: Attempt, point: Point) -> bool:
     if attempt.token:
-        return attempt.place < point.log_index < attempt.token
+        return attempt.place < point.log_index < attempt.granted
     return attempt.waits_at(point.log_index, point.ns)
 
 

@@ -47,6 +47,7 @@ ORACLES = (
     ("has answers", "one answer a sequence"),
     ("lock, ", "laws of locks"),
     ("lost: ", "durability"),
+    ("changes a key twice", "invariants"),
     ("key ", "linearizability"),
     ("after healing", "convergence"),
     ("after reading back", "watch"),
