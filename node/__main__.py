@@ -30,7 +30,8 @@ import uvloop
 
 from cluster.errors import TenfoldError
 from cluster.limits import DEFAULT
-from cluster.ports import StateDamaged, StorageFailed
+from cluster.local.layout import ROUTES
+from cluster.ports import Dial, StateDamaged, StorageFailed
 from cluster.wire.channel import dial
 from node.app import Node, Ports
 from node.config import NodeConfig, read_config
@@ -129,7 +130,7 @@ async def _run(config: NodeConfig, directory: Path) -> int:
     ports = Ports(
         disk=disk,
         open_state=lambda: RocksState(directory / STATE, identity),
-        dial=dial,
+        dial=_routed(directory / ROUTES),
         serve=lambda handlers, address: Server(handlers, address=address, limits=DEFAULT),
         clock=SystemClock(),
         random=random.Random(),
@@ -154,6 +155,16 @@ async def _run(config: NodeConfig, directory: Path) -> int:
     if failure is not None:
         _crash("stopping after a failure", failure)
     return 0
+
+
+def _routed(path: Path) -> Dial:
+    """Where there is a file of routes, what it names is dialled elsewhere: experiments put their links between nodes so. OSError,
+    msgspec.DecodeError."""
+    if not path.exists():
+        return dial
+    routes = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    structlog.get_logger("node").info("routes", path=str(path), count=len(routes))
+    return lambda address: dial(routes.get(address, address))
 
 
 def _crash(why: str, failure: BaseException) -> NoReturn:

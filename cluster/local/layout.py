@@ -6,6 +6,7 @@
     DIR/<node>/incarnation  written by the node before it first serves: it has lived
     DIR/<node>/run.json     written by the node once it listens: pid, address, incarnation
     DIR/<node>/node.log     its log, JSON lines
+    DIR/<node>/routes.json  of experiments only: what the node dials instead of an address
 
 The laws: cluster.json is written last at birth and removed last by a purge, so a directory without it holds no cluster; a
 purge removes what this layout names and nothing else.
@@ -16,7 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,7 @@ from cluster.local.cluster_file import FOLDER, FORMAT, ClusterFile, NodeEntry
 from cluster.types import node_name
 
 NODE_FORMAT = 1  # of node.json
+ROUTES = "routes.json"
 
 
 class RunFile(msgspec.Struct):
@@ -159,6 +161,11 @@ class Layout:
             return msgspec.json.decode(self.run_path(node).read_bytes(), type=RunFile)
         except (OSError, msgspec.DecodeError):
             return None
+
+    def write_routes(self, node: str, routes: Mapping[str, str]) -> None:
+        """What the node dials instead of an address of another, from its next start on."""
+        self.node_directory(node).mkdir(parents=True, exist_ok=True)
+        _replace(self.node_directory(node) / ROUTES, msgspec.json.encode(dict(routes)))
 
     def forget_run(self, node: str) -> None:
         self.run_path(node).unlink(missing_ok=True)

@@ -130,10 +130,11 @@ class LocalCluster:
 
     async def start(self) -> list[str]:
         """`up` without the wait for leaders."""
-        await self._create()
+        await self.create()
         return await self.launcher.start(self.nodes, base_port=self._base_port)
 
-    async def _create(self) -> None:
+    async def create(self) -> None:
+        """Makes the cluster's directory, unless it holds one; nothing is started."""
         nodes, replicas, shards, zones = self._settings
         if self.layout.exists():
             return
