@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from node.machines.lock_rows import Claim, ClaimKey, conflict
+from proto.gen.lock_pb2 import EXCLUSIVE
+
+_EXCLUSIVE = int(EXCLUSIVE)
 
 
 class WaitGraph:
@@ -75,11 +78,14 @@ def waits_at(claim: Claim, now_ms: int) -> bool:
 def blockers(claim: Claim, now_ms: int) -> Iterator[Claim]:
     """The holders that must give way before `claim`, which waits or would (with index 0: at the end), holds its lock."""
     mode, permits = claim.mode, claim.permits
-    for waiter in claim.lock.waiters.values():
-        if claim.index and waiter.index >= claim.index:
-            break
-        if waits_at(waiter, now_ms):  # the strictest of those before it, and of itself
-            mode, permits = min(mode, waiter.mode), max(permits, waiter.permits)
+    if mode != _EXCLUSIVE:
+        for waiter in claim.lock.waiters.values():
+            if claim.index and waiter.index >= claim.index:
+                break
+            if waits_at(waiter, now_ms):  # the strictest of those before it, and of itself
+                mode, permits = min(mode, waiter.mode), max(permits, waiter.permits)
+                if mode == _EXCLUSIVE:
+                    break
     for holder in claim.lock.holders.values():
         if holder.owner != claim.owner and holder.alive(now_ms) and conflict(holder, mode, permits):
             yield holder
