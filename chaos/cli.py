@@ -99,6 +99,26 @@ def run_rolling(
     _run("rolling", nodes, replicas, shards, duration, seed, out, json, rounds)
 
 
+@run_app.command("lock")
+def run_lock(
+    nodes: Annotated[int, typer.Option(help="How many nodes.")] = 5,
+    duration: Duration = "60s",
+    seed: Seed = None,
+    out: Out = None,
+    replicas: Replicas = 3,
+    shards: Shards = 12,
+    fencing: Annotated[
+        bool, typer.Option(help="Without it the store takes any token: then double writes must show.")
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Kill and pause nodes and holders of locks; no two may hold at once, and no stale write may be accepted.
+
+    Exit codes as of `chaos run kill`.
+    """
+    _run("lock", nodes, replicas, shards, duration, seed, out, json, fencing=fencing)
+
+
 def _run(
     kind: Kind,
     nodes: int,
@@ -109,9 +129,10 @@ def _run(
     out: Path | None,
     json: bool,
     rounds: int = 0,
+    fencing: bool = True,
 ) -> NoReturn:
     shape = (nodes, replicas, shards)
-    work = _experiment(kind, shape, duration, rounds, seed, out, Output(json))
+    work = _experiment(kind, shape, duration, rounds, seed, out, Output(json), fencing)
     raise typer.Exit(run_command(until_signalled(work, UNDOING)))
 
 
@@ -123,17 +144,18 @@ async def _experiment(
     seed: int | None,
     out: Path | None,
     output: Output,
+    fencing: bool,
 ) -> int:
-    from chaos import experiment, report
+    from chaos import experiment
     from cluster.local.cluster_file import check_settings
 
     check_settings(*shape, [])
     chosen = seed if seed is not None else experiment.draw_seed()
-    options = experiment.Options(*shape, seconds(duration), chosen, rounds)
+    options = experiment.Options(*shape, seconds(duration), chosen, rounds, fencing)
     directory = experiment.run_directory(out, f"{kind}-{chosen}")
     outcome = await experiment.run(kind, options, directory, note)
     judgement = outcome.judgement
-    output.result(experiment.document(judgement), report.summary(judgement, directory / experiment.REPORT))
+    output.result(experiment.document(judgement), experiment.summary(judgement, directory / experiment.REPORT))
     code = experiment.exit_code(judgement)
     if outcome.never_healed:
         note(f"error: never healed: {outcome.never_healed}; the cluster's files are in {directory / 'cluster'}")
@@ -156,17 +178,16 @@ def check(
 
 
 async def _check(path: Path, output: Output) -> int:
-    from chaos import experiment, report
+    from chaos import experiment
     from chaos.history import HistoryError, read
-    from chaos.judge import judge
 
     try:
-        judgement = judge(read(path), path)
+        judgement = experiment.judge_any(read(path), path)
     except OSError as error:
         fail(Exit.USAGE, f"{path}: {error.strerror}")
     except HistoryError as error:
         fail(Exit.USAGE, f"{path}: {error}")
-    output.result(experiment.document(judgement), report.summary(judgement))
+    output.result(experiment.document(judgement), experiment.summary(judgement))
     return experiment.exit_code(judgement)
 
 

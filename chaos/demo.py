@@ -59,7 +59,9 @@ async def demo(directory: Path) -> int:
         say("  They handed over what they led, drained, and are gone.")
     finally:
         keep_logs(directory / "cluster", directory / "logs")
-    return _conclude(judged(directory, lambda line: None), directory, healed)
+    judgement = judged(directory, lambda line: None)
+    assert isinstance(judgement, Judgement), "the load was keys and values"
+    return _conclude(judgement, directory, healed)
 
 
 async def _break(cluster: LocalCluster, options: Options, directory: Path) -> bool:

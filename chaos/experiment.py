@@ -18,10 +18,12 @@ from typing import Literal, NamedTuple
 
 import msgspec
 
-from chaos import report
+from chaos import lock_judge, report
 from chaos.checkers.linearizability import Verdict
-from chaos.history import Recorder, header, read
+from chaos.history import History, Recorder, header, read
 from chaos.judge import Judgement, judge
+from chaos.lock_judge import WORKLOAD, LockJudgement, is_of_locks, judge_locks
+from chaos.lock_run import run_locks
 from chaos.nemesis.kill import KillNemesis
 from chaos.nemesis.members import MembersNemesis
 from chaos.nemesis.rolling import RollingNemesis
@@ -39,7 +41,7 @@ HISTORY = "history.jsonl"
 REPORT = "report.md"
 
 
-Kind = Literal["kill", "members", "rolling"]
+Kind = Literal["kill", "members", "rolling", "lock"]
 
 REPAIR_AFTER_S = 3.0
 """In runs where a node dies for good: so long it may be away before its replicas are rebuilt elsewhere."""
@@ -55,10 +57,12 @@ class Options(msgspec.Struct, frozen=True):
     seed: int = 0
     rounds: int = 0
     """Of runs that have rounds: so many; 0: as many as begin within the duration."""
+    fencing: bool = True
+    """Of runs with locks: whether the store enforces their tokens."""
 
 
 class Outcome(NamedTuple):
-    judgement: Judgement
+    judgement: Judgement | LockJudgement
     directory: Path
     never_healed: str
     """Why the cluster did not come back; "" if it did."""
@@ -114,6 +118,12 @@ async def run(kind: Kind, options: Options, directory: Path, tell: Tell) -> Outc
 async def _run_on(kind: Kind, cluster: LocalCluster, options: Options, directory: Path, tell: Tell) -> None:
     seed, duration_s = options.seed, options.duration_s
     head = header(seed, msgspec.to_builtins(options), await describe_cluster(cluster))
+    if kind == "lock":
+        head.options["workload"] = WORKLOAD
+        tell(_intention(kind, options))
+        into, fencing = directory / HISTORY, options.fencing
+        await run_locks(cluster, head, options.shards, duration_s, fencing=fencing, into=into, tell=tell)
+        return
     async with AsyncExitStack() as stack:
         recorder = stack.enter_context(Recorder(directory / HISTORY, head))
         stores = await open_stores(stack, list(cluster.addresses.values()))
@@ -134,6 +144,8 @@ async def _run_on(kind: Kind, cluster: LocalCluster, options: Options, directory
 def _intention(kind: Kind, options: Options) -> str:
     if kind == "kill":
         return f"load and kills for {options.duration_s:g} s"
+    if kind == "lock":
+        return f"locks, kills and pauses for {options.duration_s:g} s{'' if options.fencing else ', without fencing'}"
     return f"load; {options.rounds} rounds" if options.rounds else f"load; rounds begin for {options.duration_s:g} s"
 
 
@@ -144,14 +156,29 @@ async def describe_cluster(cluster: LocalCluster) -> dict[str, object]:
     return {"nodes": cluster.nodes, "shards": len(shard_map.shards) - 1, "replicas": replicas}
 
 
-def judged(directory: Path, tell: Tell) -> Judgement:
+def judged(directory: Path, tell: Tell) -> Judgement | LockJudgement:
     """Judges the run in `directory` from its history alone, and writes its report."""
     path = directory / HISTORY
     tell("judging the history")
     history = read(path)
-    judgement = judge(history, path)
-    report.write(directory / REPORT, history, judgement)
+    judgement = judge_any(history, path)
+    if isinstance(judgement, LockJudgement):
+        lock_judge.write(directory / REPORT, history, judgement)
+    else:
+        report.write(directory / REPORT, history, judgement)
     return judgement
+
+
+def judge_any(history: History, path: Path) -> Judgement | LockJudgement:
+    """By the laws of what its header says was done. HistoryError."""
+    return judge_locks(history, path) if is_of_locks(history) else judge(history, path)
+
+
+def summary(judgement: Judgement | LockJudgement, page: Path | None = None) -> str:
+    """The verdict and its figures, in a few lines."""
+    if isinstance(judgement, LockJudgement):
+        return lock_judge.summary(judgement, page)
+    return report.summary(judgement, page)
 
 
 def keep_logs(cluster_directory: Path, into: Path) -> None:
@@ -186,11 +213,11 @@ async def inject_kills(cluster: LocalCluster, duration_s: float, seed: int, dire
     return Injected(nemesis.kills, path)
 
 
-def document(judgement: Judgement) -> dict[str, object]:
+def document(judgement: Judgement | LockJudgement) -> dict[str, object]:
     """The result as JSON knows it."""
     return msgspec.to_builtins(judgement.result)  # type: ignore[no-any-return]
 
 
-def exit_code(judgement: Judgement) -> int:
+def exit_code(judgement: Judgement | LockJudgement) -> int:
     """0 ok, 1 violation, 2 unknown."""
     return {Verdict.OK: 0, Verdict.VIOLATION: 1, Verdict.UNKNOWN: 2}[judgement.result.verdict]

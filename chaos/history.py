@@ -11,8 +11,9 @@ Jepsen's history format; what is read is validated, and a malformed line is name
 
 from __future__ import annotations
 
+import heapq
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal
@@ -135,12 +136,22 @@ class History(msgspec.Struct):
 class Recorder:
     """Writes a history as it happens; buffered, and flushed at each fault so that no fault goes unrecorded."""
 
-    def __init__(self, file: Path | BinaryIO, header: Header, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        """Into a new file at a path, or into one that is open."""
+    def __init__(
+        self,
+        file: Path | BinaryIO,
+        header: Header,
+        clock: Callable[[], int] = time.monotonic_ns,
+        *,
+        start: int | None = None,
+        buffered: bool = True,
+    ) -> None:
+        """Into a new file at a path, or into one that is open. `start`: when the run began, by the clock; now, if it is not given.
+        A process that may be killed writes without a buffer."""
         self._file: BinaryIO = file.open("xb") if isinstance(file, Path) else file
         self._encoder = msgspec.json.Encoder()
         self._clock = clock
-        self._start = clock()
+        self._start = clock() if start is None else start
+        self._bytes_max = _BUFFER_BYTES_MAX if buffered else 0
         self._index = 0
         self._buffer = bytearray(self._encoder.encode(header) + b"\n")
         self.flush()
@@ -155,7 +166,7 @@ class Recorder:
         self._index += 1
         self._encoder.encode_into(event, self._buffer, len(self._buffer))
         self._buffer += b"\n"
-        if len(self._buffer) > _BUFFER_BYTES_MAX:
+        if len(self._buffer) > self._bytes_max:
             self.flush()
         return event
 
@@ -186,6 +197,23 @@ class Recorder:
 
 def header(seed: int, options: Mapping[str, Any], cluster: Mapping[str, Any]) -> Header:
     return Header(MAGIC, FORMAT, seed, dict(options), dict(cluster))
+
+
+def merge(header: Header, parts: Iterable[Path], into: Path) -> None:
+    """One history from those that several processes wrote by one clock since one start. The last line of one that was killed may be
+    torn: it was never sent what it was about."""
+    decoder, encoder = msgspec.json.Decoder(Event), msgspec.json.Encoder()
+
+    def events(part: Path) -> Iterator[Event]:
+        lines = part.read_bytes().split(b"\n")
+        return (decoder.decode(line) for line in lines[1:-1])  # behind the last line feed is nothing, or what is torn
+
+    with into.open("xb") as file:
+        file.write(encoder.encode(header) + b"\n")
+        ordered = heapq.merge(*map(events, parts), key=lambda event: event.time)
+        for index, event in enumerate(ordered):
+            event.index = index
+            file.write(encoder.encode(event) + b"\n")
 
 
 def read(path: Path) -> History:

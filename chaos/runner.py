@@ -6,11 +6,11 @@ Two phases: safety under chaos, then healing. Whatever happens in the first, the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
-from chaos.history import Recorder
+from chaos.history import EventType, Recorder
 from chaos.nemesis.convergence import Watched, converged
 from chaos.nemesis.kill import KillNemesis, Victims
 from chaos.nemesis.schedule import plan
@@ -28,6 +28,29 @@ Tell = Callable[[str], None]
 async def open_stores(stack: AsyncExitStack, addresses: Sequence[str], count: int = CLIENTS) -> list[Store]:
     """The key-value facades of so many clients, each with connections and a session of its own."""
     return [(await stack.enter_async_context(Client(list(addresses)))).kv for _ in range(count)]
+
+
+class Workload(Protocol):
+    """What a run needs of one."""
+
+    @property
+    def operations(self) -> int:
+        """Completed so far."""
+        ...
+
+    @property
+    def answers(self) -> Mapping[EventType, int]: ...
+
+    @property
+    def keys(self) -> Sequence[tuple[int, str]]:
+        """(shard, key) of what is read back."""
+        ...
+
+    async def run(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    async def read_back(self) -> int: ...
 
 
 class Nemesis(Protocol):
@@ -54,7 +77,7 @@ async def kill_under_load(
 
 async def under_load(
     cluster: Watched,
-    workload: KvWorkload,
+    workload: Workload,
     recorder: Recorder,
     nemesis: Nemesis,
     work: Coroutine[Any, Any, None],
@@ -96,7 +119,7 @@ async def _with(load: asyncio.Task[None], work: Coroutine[Any, Any, None]) -> No
         task.cancel()
 
 
-async def report_progress(workload: KvWorkload, nemesis: Nemesis, tell: Tell) -> None:
+async def report_progress(workload: Workload, nemesis: Nemesis, tell: Tell) -> None:
     """Tells every few seconds how far the run is."""
     before = 0
     while True:

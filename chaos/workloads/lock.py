@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -32,6 +32,7 @@ class LockOptions:
     lanes: int = 3  # names at a time in each shard
     clients_per_lane: int = 4
     turns_per_name: int = 60
+    rotate_s: float = 0.0  # not 0: names go by the time since the start of the history instead
     turns_per_s: float = 30.0  # of all clients together, at most
     ttl_ms: tuple[int, int] = (100, 1500)
     wait_ms: tuple[int, int] = (50, 3000)
@@ -42,6 +43,8 @@ class LockOptions:
     zombie_percent: int = 60  # of those who forget
     deadline_s: float = 4.0
     fencing: bool = True
+    first_process: int = 0  # of the history
+    name: str = ""  # of this part of the load, which draws and owns by it
 
 
 class Name(NamedTuple):
@@ -54,19 +57,22 @@ class Name(NamedTuple):
 
 
 class Lane:
-    """The active name of one place in a shard."""
+    """The active name of one place in a shard: another one after so many turns, or by the time, which several processes agree on."""
 
-    def __init__(self, shard: int, names: Iterator[Name], turns_per_name: int) -> None:
+    def __init__(self, shard: int, names: Iterator[Name], options: LockOptions, now_ns: Callable[[], int]) -> None:
         self.shard = shard
         self.used: list[Name] = []
-        self._names, self._turns_per_name, self._left = names, turns_per_name, 0
+        self._names, self._now_ns = names, now_ns
+        self._turns_per_name, self._rotate_s = options.turns_per_name, options.rotate_s
+        self._turns = 0
 
     def take(self) -> Name:
-        if not self._left:
-            self._left = self._turns_per_name
+        """The name of the next turn."""
+        number = int(self._now_ns() / 1e9 / self._rotate_s) if self._rotate_s else self._turns // self._turns_per_name
+        self._turns += 1
+        while len(self.used) <= number:
             self.used.append(next(self._names))
-        self._left -= 1
-        return self.used[-1]
+        return self.used[number]
 
 
 def names_in(shard: int, shards: int, prefix: str, lane: int) -> Iterator[Name]:
@@ -99,17 +105,22 @@ class LockWorkload:
         self, recorder: Recorder, stores: Sequence[Locks], shards: int, seed: int, options: LockOptions = LockOptions()
     ) -> None:
         assert options.lanes >= 1 and options.clients_per_lane >= 1 and options.turns_per_s > 0
-        self.calls = Calls(recorder, options.deadline_s)
+        self.calls = Calls(recorder, options.deadline_s, options.first_process)
         self.options = options
         self.acquisitions = 0
         self._stores, self._seed = stores, seed
         prefix = f"chaos/{seed}"
         self._lanes = [
-            Lane(shard, names_in(shard, shards, prefix, lane), options.turns_per_name)
+            Lane(shard, names_in(shard, shards, prefix, lane), options, recorder.now_ns)
             for shard in range(1, shards + 1)
             for lane in range(options.lanes)
         ]
         self._stopped = asyncio.Event()
+
+    def take_all(self) -> None:
+        """Counts every name as used whose time has come."""
+        for lane in self._lanes:
+            lane.take()
 
     @property
     def names(self) -> list[Name]:
@@ -192,9 +203,10 @@ class _Client:
     """One of them, at home in one lane, with a turn at a time."""
 
     def __init__(self, load: LockWorkload, lane: Lane, number: int, store: Locks, seed: int) -> None:
-        self._load, self._lane, self._number, self._store = load, lane, number, store
+        self._load, self._lane, self._store = load, lane, store
         self._calls, self._options = load.calls, load.options
-        self._chance = random.Random(f"{seed}/lock/{number}")
+        self._name = f"{load.options.name}{number}"
+        self._chance = random.Random(f"{seed}/lock/{self._name}")
         self._line = Line(load.calls)
         self._turns = self._writes = 0
 
@@ -228,7 +240,7 @@ class _Client:
         low, high = options.ttl_ms
         ttl_ms = round(low * (high / low) ** chance.random())
         view = LeaseView(chance.getrandbits(63) | 1, ttl_ms)
-        turn, owner = Turn(view), f"c{self._number}.{self._turns}"
+        turn, owner = Turn(view), f"c{self._name}.{self._turns}"
         names = {name.lock: name for name in [self._lane.take()]}
         if chance.randrange(100) < options.group_percent:
             for _ in range(chance.randint(1, 3)):
@@ -294,7 +306,7 @@ class _Client:
         ask, name, token = self._chance.choice(turn.got)
         key, shard = self._chance.choice(name.registers)
         self._writes += 1
-        value = f"{self._number}.{self._writes}"
+        value = f"{self._name}.{self._writes}"
         fencing = self._options.fencing
         await self._calls.put(self._line, self._store, key, shard, value, ask, token, fencing=fencing)
 

@@ -106,11 +106,12 @@ class Line:
 class Calls:
     """Shared by all clients of a run; `locks` differ by client."""
 
-    def __init__(self, recorder: Recorder, deadline_s: float) -> None:
+    def __init__(self, recorder: Recorder, deadline_s: float, first_process: int = 0) -> None:
+        """`first_process`: of numbers above it nobody else makes use."""
         self.recorder = recorder
         self.answers: dict[EventType, int] = {"ok": 0, "fail": 0, "info": 0}
         self._deadline_s = deadline_s
-        self._processes = 0
+        self._processes = first_process
 
     def new_process(self) -> int:
         """A process number nobody has used."""
