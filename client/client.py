@@ -16,6 +16,7 @@ from client.arguments import addresses as checked_addresses
 from client.arguments import seconds
 from client.batcher import Batcher
 from client.kv import Kv
+from client.lock import Lock
 from client.router import Router
 from client.surroundings import Surroundings
 from client.tasks import LoopClock, Monotonic, Tasks
@@ -51,7 +52,9 @@ class Client:
         self._router = Router(seeds, dial, self._tasks, clock, random, limits)
         self._batcher = Batcher(self._router, self._tasks, clock, random, limits, principal)
         self._deadline_s = deadline_s
-        self.kv = Kv(Surroundings(self._router, self._batcher, self._tasks, clock, random, limits, deadline_s))
+        around = Surroundings(self._router, self._batcher, self._tasks, clock, random, limits, deadline_s)
+        self.kv = Kv(around)
+        self.lock = Lock(around, self.kv)
 
     @classmethod
     def from_directory(cls, directory: str | Path = ".tenfold", *, deadline_s: float | None = None) -> Client:
