@@ -47,6 +47,8 @@ class Launcher:
         self.die_with_parent = die_with_parent
         self.lost: list[str] = []
         """Nodes of the last `start` whose data was gone: they run, but quarantined."""
+        self.variables: dict[str, dict[str, str]] = {}
+        """By node: what is added to the environment of its next process."""
         self._children: dict[str, subprocess.Popen[bytes]] = {}
 
     @property
@@ -198,6 +200,7 @@ class Launcher:
                         self.layout.node_directory(node),
                         self.layout.log_path(node),
                         die_with_parent=self.die_with_parent,
+                        variables=self.variables.get(node, {}),
                     )
                 except OSError as error:
                     failed[node] = _Failure(f"{node}: {error.filename}: {error.strerror}")

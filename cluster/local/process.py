@@ -36,8 +36,11 @@ def environment() -> dict[str, str]:
     return variables
 
 
-def spawn(directory: Path, log: Path, *, die_with_parent: bool) -> subprocess.Popen[bytes]:
-    """Starts the node that lives in `directory`, its output appended to `log`, in a session of its own.
+def spawn(
+    directory: Path, log: Path, *, die_with_parent: bool, variables: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Starts the node that lives in `directory`, its output appended to `log`, in a session of its own, with `variables` added to
+    our environment.
 
     It inherits no descriptor. With `die_with_parent` the node asks the kernel for SIGKILL at its parent's death; the
     kernel means the thread that spawned it, so call this from one that lives as long as the cluster shall.
@@ -49,7 +52,7 @@ def spawn(directory: Path, log: Path, *, die_with_parent: bool) -> subprocess.Po
             stdout=output,
             stderr=output,
             cwd=directory,
-            env={**environment(), PARENT_VARIABLE: str(os.getpid())},
+            env={**environment(), **variables, PARENT_VARIABLE: str(os.getpid())},
             start_new_session=True,
             close_fds=True,
         )
