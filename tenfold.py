@@ -25,6 +25,7 @@ _LAZY = {"Client": "client.client", "SyncClient": "client.sync", "LocalCluster":
 _GROUPS = {
     "node": ("client.cli.members", "Nodes join the cluster, are drained, and leave it."),
     "kv": ("client.cli.kv", "Read and write keys; load and dump files."),
+    "lock": ("client.cli.lock", "Hold names across processes; run a command while holding."),
     "chaos": ("chaos.cli", "Break a cluster on purpose, and judge what it did."),
     "bench": ("client.bench.cli", "Measure a cluster."),
     "sim": ("chaos.sim.cli", "Run whole clusters in virtual time, faults drawn from a seed."),

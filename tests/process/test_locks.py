@@ -1,0 +1,116 @@
+"""`tenfold lock` against real nodes: two processes that want one lock, a command under a lock, a holder that is killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from client.client import Client
+from tests.process.kv_cluster import REPOSITORY, cluster_of_three, tenfold
+
+LIMIT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with cluster_of_three(tmp_path_factory.mktemp("locks") / "cluster") as made:
+        yield made
+
+
+def test_two_processes_and_one_lock(directory: Path) -> None:
+    at = ("--dir", directory)
+    first = tenfold("lock", "acquire", "deploy", "--ttl", 60, "--owner", "one", "--json", *at)
+    assert first.returncode == 0, first.stderr.decode()
+    token = json.loads(first.stdout)["token"]
+    second = tenfold("lock", "acquire", "deploy", "--ttl", 60, *at)
+    assert second.returncode == 1 and b"LockHeld" in second.stderr and b"'one'" in second.stderr
+    listed = json.loads(tenfold("lock", "list", "--json", *at).stdout)
+    (lock,) = listed["locks"]
+    (holder,) = lock.pop("holders")
+    assert lock == {"name": "deploy", "mode": "exclusive", "waiters": []}
+    assert (holder["owner"], holder["token"]) == ("one", token) and 0 < holder["remaining_ms"] <= 60_000
+    assert tenfold("lock", "release", "deploy", "--token", token + 1, *at).returncode == 1
+    assert tenfold("lock", "release", "deploy", "--token", token, *at).stdout == b"released\n"
+    third = tenfold("lock", "acquire", "deploy", "--ttl", 60, *at)
+    assert third.returncode == 0 and int(third.stdout) > token
+    seen = tenfold("lock", "watch", "deploy", "--events", 1, *at)
+    assert seen.stdout.split(b"\t")[0] == third.stdout.strip()
+
+
+def test_a_command_runs_under_a_lock_and_gives_its_exit_code(directory: Path) -> None:
+    code = "import os, sys; print(os.environ['TENFOLD_LOCK_TOKEN']); sys.exit(7)"
+    run = ("lock", "run", "job", "--ttl", 10, "--wait", 20, "--dir", directory, "--", sys.executable, "-c", code)
+    first, second = tenfold(*run), tenfold(*run)
+    assert (first.returncode, second.returncode) == (7, 7), first.stderr.decode()
+    assert 0 < int(first.stdout) < int(second.stdout)
+    assert json.loads(tenfold("lock", "list", "--json", "--prefix", "job", "--dir", directory).stdout) == {"locks": []}
+
+
+def holder(directory: Path, name: str, ttl: float) -> subprocess.Popen[bytes]:
+    """A process of its own group that holds the lock for a minute; its command ignores SIGTERM."""
+    code = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-m", "tenfold", "lock", "run", name, "--ttl", ttl, "--grace", 0.3, "--dir", directory]
+    command += ["--", sys.executable, "-c", code]
+    return subprocess.Popen(
+        [*map(str, command)], cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def test_a_command_is_ended_when_its_lock_is_lost(directory: Path) -> None:
+    process = holder(directory, "taken", 2.0)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+
+        async def take_away() -> bool:
+            async with Client.from_directory(directory) as client:
+                return await client.lock.force_release("taken")
+
+        assert asyncio.run(take_away())
+        assert process.wait(LIMIT_S) == 1
+        assert process.stderr is not None and b"the lock is lost" in process.stderr.read()
+    finally:
+        end(process)
+
+
+async def test_a_holder_that_is_killed_frees_its_lock_after_its_ttl_and_not_before(directory: Path) -> None:
+    ttl_s = 2.0
+    process = holder(directory, "mine", ttl_s)
+    try:
+        assert process.stdout is not None
+        assert await asyncio.to_thread(process.stdout.readline) == b"held\n"
+        async with asyncio.timeout(LIMIT_S), Client.from_directory(directory) as client:
+            await asyncio.sleep(1.5 * ttl_s)  # kept alive beyond its first ttl
+            before = await client.lock.check("mine")
+            assert len(before.holders) == 1
+            process.kill()
+            asked = time.monotonic()
+            await client.kv.put("{mine}", "")  # the shard's time is that of its last entry: what remains is said by it
+            left_s = (await client.lock.check("mine")).holders[0].remaining_ms / 1000
+            held = await client.lock.acquire("mine", 10_000, 30_000)
+            freed = time.monotonic()
+            assert held.token > before.holders[0].token
+            assert ttl_s / 2 < left_s <= ttl_s, "renewed each third of the ttl"
+            assert freed >= asked + left_s - 0.01, (
+                "not before the lease has ended; 10 ms for the rounding of shard time"
+            )
+            await held.release()
+    finally:
+        end(process)
