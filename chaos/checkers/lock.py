@@ -68,7 +68,7 @@ class LockFinding(msgspec.Struct):
 def check(history: History) -> LockFinding:
     """Everything that is wrong; what is not known convicts nobody."""
     drift = float(history.header.options.get("lease_drift_percent", DRIFT * 100)) / 100
-    facts = Facts(history)
+    facts = Facts(history, drift)
     check_tokens(facts)
     check_feed(facts)
     check_releases(facts)

@@ -95,7 +95,9 @@ class Hold(msgspec.Struct, gc=False):
 class Facts:
     """What the laws are about, gathered once."""
 
-    def __init__(self, history: History) -> None:
+    def __init__(self, history: History, drift: float) -> None:
+        """`drift`: how much faster than the truth a shard's time may run."""
+        self._drift = drift
         self.problems: list[Problem] = []
         self.operations = history.operations
         self.end_ns = history.end_ns
@@ -132,7 +134,9 @@ class Facts:
         if each.f == "acquire":
             self._modes[each.key].add(each.asked.mode)
         if each.f in ("acquire", "renew"):
-            until_ns = each.told.until_ns if each.type == "ok" and each.told is not None else 0
+            until_ns = 0
+            if each.type == "ok" and each.told is not None:  # what the holder believes, or may believe
+                until_ns = max(each.told.until_ns, each.invoked_ns + int(each.asked.ttl_ms * 1e6 * (1 - self._drift)))
             done_ns = each.completed_ns if each.completed_ns is not None else NEVER_NS
             self.renewals[key].append(Renewal(each.invoked_ns, until_ns, each.asked.ttl_ms, each.type, each.f, done_ns))
         elif each.f in ENDS:
