@@ -37,8 +37,8 @@ IMPATIENT_SHARE = 0.005
 IMPATIENT_S = 0.02
 RANGES: MappingProxyType[str, tuple[int, int]] = MappingProxyType(
     {
-        "locks_max": (4, 24),
-        "lock_leases_max": (12, 96),
+        "locks_max": (6, 32),
+        "lock_leases_max": (16, 96),
         "lease_attempts_max": (3, 8),
         "lock_waiters_max": (3, 12),
         "fence_names_max": (12, 96),
@@ -130,8 +130,8 @@ class LockLoad:
         stores = [self._store(process, client) for process, client in pairs]
         low = self._chance.choice((150, 300, 600))
         options = LockOptions(
-            lanes=3,
-            clients_per_lane=self._chance.choice((3, 4, 5)),
+            lanes=4,
+            clients_per_lane=self._chance.choice((3, 4, 6)),
             turns_per_name=self._chance.choice((30, 60, 120)),
             turns_per_s=max(1.0, self._rate_per_s * self._taste.rate / 2),
             ttl_ms=(low, low * 6),

@@ -90,12 +90,26 @@ def names_in(shard: int, shards: int, prefix: str, lane: int) -> Iterator[Name]:
 
 @dataclass(slots=True)
 class Turn:
-    """`got` are the attempts that were granted, with their tokens."""
+    """`got` are the attempts that were granted, with their tokens. Once it is `over` its lease is renewed no more."""
 
     view: LeaseView
+    over: asyncio.Event = field(default_factory=asyncio.Event)
     asks: list[Ask] = field(default_factory=list)
     names: list[Name] = field(default_factory=list)
     got: list[tuple[Ask, Name, int]] = field(default_factory=list)
+
+
+async def happens_within(event: asyncio.Event, seconds: float) -> bool:
+    """Waits so long, or until the event has happened: then True."""
+    if seconds <= 0:
+        await asyncio.sleep(0)
+        return event.is_set()
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 class LockWorkload:
@@ -167,15 +181,7 @@ class LockWorkload:
 
     async def stopped_within(self, seconds: float) -> bool:
         """Waits so long, or until `stop` was called: then True."""
-        if seconds <= 0:
-            await asyncio.sleep(0)
-            return self.stopped
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopped.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await happens_within(self._stopped, seconds)
 
     def any_lane(self, chance: random.Random) -> Lane:
         return chance.choice(self._lanes)
@@ -226,12 +232,13 @@ class _Client:
         try:
             if await self._take_all(turn):
                 await self._hold(turn)
+            turn.over.set()
             forgets = chance.randrange(100) < self._options.forget_percent
             if not forgets:
                 await self._give_up(turn)
+            await keeping  # a renewal under way is seen to its end, so that its outcome is known
         finally:
             keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
         if forgets and turn.got and chance.randrange(100) < self._options.zombie_percent:
             await self._haunt(turn)
 
@@ -278,11 +285,10 @@ class _Client:
         return True
 
     async def _keep_alive(self, turn: Turn) -> None:
-        """Renews the lease in every shard where it is known, three times in its ttl, until it is lost."""
+        """Renews the lease in every shard where it is known, three times in its ttl, until it is lost or the turn is over."""
         view = turn.view
         lines: dict[int, Line] = {}
-        while not view.lost:
-            await asyncio.sleep(view.ttl_ms / 3000)
+        while not view.lost and not await happens_within(turn.over, view.ttl_ms / 3000):
             for shard in list(view.until_ns):
                 line = lines.setdefault(shard, Line(self._calls))
                 if await self._calls.renew(line, self._store, view, shard) == "UNKNOWN_LEASE":
