@@ -197,13 +197,18 @@ class Lock:
     def _name(self, name: str, field: str = "name") -> str:
         return lock_name(name, self._around.limits, field)
 
-    def _task_owner(self) -> str:
-        """A task acts step by step, so it is one owner, whatever leases it uses."""
+    @property
+    def client_name(self) -> str:
+        """Drawn at random: what the owners of this client that name themselves no other begin with."""
         if not self._who:
             self._who = f"{self._around.random.randrange(0, 2**48):012x}"
+        return self._who
+
+    def _task_owner(self) -> str:
+        """A task acts step by step, so it is one owner, whatever leases it uses."""
         task = asyncio.current_task()
         assert task is not None, "who awaits is a task"
         owner = self._owners.get(task)
         if owner is None:
-            owner = self._owners[task] = f"{self._who}.{next(self._numbers)}"
+            owner = self._owners[task] = f"{self.client_name}.{next(self._numbers)}"
         return owner

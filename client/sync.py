@@ -13,9 +13,11 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from client.client import Client
+from client.fencing import Fenced
 from client.kv import Consistency, Kv
 from client.results import BatchResult, Compare, Entry, Key, KvItem, KvValue, Page, TransactionResult, Value, WriteEntry
 from client.scan import Scan
+from client.sync_lock import SyncLock
 from client.watch import Watch, WatchEvent
 from cluster.limits import DEFAULT
 
@@ -69,6 +71,7 @@ class SyncClient:
             self._loop.stop()
             raise
         self.kv = SyncKv(self._client.kv, self._loop)
+        self.lock = SyncLock(self._client.lock, self._loop.run, threading.get_ident)
         return self
 
     async def _start(self) -> Client:
@@ -95,8 +98,16 @@ class SyncKv:
     def __init__(self, kv: Kv, loop: _Loop) -> None:
         self._kv, self._run = kv, loop.run
 
-    def put(self, key: Key, value: Value, *, ttl_ms: int | None = None, deadline_s: float | None = None) -> int:
-        return self._run(self._kv.put(key, value, ttl_ms=ttl_ms, deadline_s=deadline_s))
+    def put(
+        self,
+        key: Key,
+        value: Value,
+        *,
+        ttl_ms: int | None = None,
+        if_fence: Fenced | None = None,
+        deadline_s: float | None = None,
+    ) -> int:
+        return self._run(self._kv.put(key, value, ttl_ms=ttl_ms, if_fence=if_fence, deadline_s=deadline_s))
 
     def get(
         self, key: Key, *, consistency: Consistency = "linearizable", deadline_s: float | None = None
@@ -108,19 +119,41 @@ class SyncKv:
     ) -> list[KvValue | None]:
         return self._run(self._kv.get_many(keys, consistency=consistency, deadline_s=deadline_s))
 
-    def delete(self, key: Key, *, deadline_s: float | None = None) -> bool:
-        return self._run(self._kv.delete(key, deadline_s=deadline_s))
+    def delete(self, key: Key, *, if_fence: Fenced | None = None, deadline_s: float | None = None) -> bool:
+        return self._run(self._kv.delete(key, if_fence=if_fence, deadline_s=deadline_s))
 
-    def increment(self, key: Key, delta: int = 1, *, ttl_ms: int | None = None, deadline_s: float | None = None) -> int:
-        return self._run(self._kv.increment(key, delta, ttl_ms=ttl_ms, deadline_s=deadline_s))
+    def increment(
+        self,
+        key: Key,
+        delta: int = 1,
+        *,
+        ttl_ms: int | None = None,
+        if_fence: Fenced | None = None,
+        deadline_s: float | None = None,
+    ) -> int:
+        work = self._kv.increment(key, delta, ttl_ms=ttl_ms, if_fence=if_fence, deadline_s=deadline_s)
+        return self._run(work)
 
     def compare_and_set(
-        self, key: Key, value: Value, *, version: int, ttl_ms: int | None = None, deadline_s: float | None = None
+        self,
+        key: Key,
+        value: Value,
+        *,
+        version: int,
+        ttl_ms: int | None = None,
+        if_fence: Fenced | None = None,
+        deadline_s: float | None = None,
     ) -> int:
-        return self._run(self._kv.compare_and_set(key, value, version=version, ttl_ms=ttl_ms, deadline_s=deadline_s))
+        work = self._kv.compare_and_set(
+            key, value, version=version, ttl_ms=ttl_ms, if_fence=if_fence, deadline_s=deadline_s
+        )
+        return self._run(work)
 
-    def compare_and_delete(self, key: Key, *, version: int, deadline_s: float | None = None) -> bool:
-        return self._run(self._kv.compare_and_delete(key, version=version, deadline_s=deadline_s))
+    def compare_and_delete(
+        self, key: Key, *, version: int, if_fence: Fenced | None = None, deadline_s: float | None = None
+    ) -> bool:
+        work = self._kv.compare_and_delete(key, version=version, if_fence=if_fence, deadline_s=deadline_s)
+        return self._run(work)
 
     def batch(self, entries: Sequence[WriteEntry], *, deadline_s: float | None = None) -> list[BatchResult]:
         return self._run(self._kv.batch(entries, deadline_s=deadline_s))
@@ -131,9 +164,11 @@ class SyncKv:
         then: Sequence[Entry],
         otherwise: Sequence[Entry] = (),
         *,
+        if_fence: Fenced | None = None,
         deadline_s: float | None = None,
     ) -> TransactionResult:
-        return self._run(self._kv.transaction(compares, then, otherwise, deadline_s=deadline_s))
+        work = self._kv.transaction(compares, then, otherwise, if_fence=if_fence, deadline_s=deadline_s)
+        return self._run(work)
 
     def count(self, prefix: Key = b"", *, start: Key = b"", end: Key = b"", deadline_s: float | None = None) -> int:
         return self._run(self._kv.count(prefix, start=start, end=end, deadline_s=deadline_s))
