@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from chaos.sim.run import Options, SeedResult, run_seed
+from chaos.sim.run import CLIENTS, Options, SeedResult, run_seed
 from chaos.sim.schedule import KNOWN, NAMES, Fault
 from cluster.errors import invalid
 
@@ -113,6 +113,8 @@ def again(case: Case) -> str:
     kinds = "all" if options.kinds == NAMES else ",".join(options.kinds) or "none"
     words = ["tenfold sim run", f"--seed {options.seed}", f"--minutes {options.duration_s / 60:g}", f"--faults {kinds}"]
     words += [f"--nodes {options.nodes}"] if options.nodes else []
+    words += [f"--data-shards {options.shards}"] if options.shards else []
+    words += [f"--clients {options.clients}"] if options.clients != CLIENTS else []
     words += [f"--bug {case.bug}"] if case.bug else []
     return " ".join(words)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MINUTES_MAX = 600.0
 SEEDS_MAX = 1_000_000
 JOBS_MAX = 64
+CLIENTS = 8  # as in chaos.sim.run, which is imported only when something runs
 
 app = typer.Typer(no_args_is_help=True)
 app.command("bugs")(bugs)
@@ -31,6 +32,10 @@ Minutes = Annotated[float, typer.Option(help="Virtual minutes under faults, for 
 Faults = Annotated[str, typer.Option(help="Kinds of faults, separated by commas; also all, none, damage.")]
 Workload = Annotated[str, typer.Option(help="What the clients do.")]
 Nodes = Annotated[int, typer.Option(help="How many nodes; 0 leaves it to the seed.", min=0, max=9)]
+Shards = Annotated[
+    int, typer.Option("--data-shards", help="How many data shards; 0 leaves it to the seed.", min=0, max=15)
+]
+Clients = Annotated[int, typer.Option(help="How many clients, beside two processes of raw callers.", min=1, max=64)]
 Bug = Annotated[str, typer.Option(help="A bug of chaos/bugs to put in.", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as one JSON document.")]
 
@@ -50,6 +55,8 @@ def run(
     faults: Faults = "all",
     workload: Workload = "kv",
     nodes: Nodes = 0,
+    data_shards: Shards = 0,
+    clients: Clients = CLIENTS,
     jobs: Annotated[int, typer.Option(help="Seeds at a time, each in a process.", min=1, max=JOBS_MAX)] = 1,
     budget: Annotated[
         str, typer.Option("--for", help="Begin seeds as long as this, such as 60m, instead of a number of them.")
@@ -66,11 +73,12 @@ def run(
     from chaos.sim.jobs import run_cases
     from chaos.sim.told import Told
 
+    sizes = (nodes, data_shards, clients)
     if case is not None:
         given: Iterable[Case] = [cases.read(case)]
     else:
         wanted = (
-            _options(each, minutes=minutes, faults=faults, workload=workload, nodes=nodes)
+            _options(each, minutes=minutes, faults=faults, workload=workload, sizes=sizes)
             for each in _seeds(seed, seeds, endless=bool(budget))
         )
         given = (cases.Case(each, bug) for each in wanted)
@@ -87,6 +95,8 @@ def shrink(
     faults: Faults = "all",
     workload: Workload = "kv",
     nodes: Nodes = 0,
+    data_shards: Shards = 0,
+    clients: Clients = CLIENTS,
     out: Annotated[Path | None, typer.Option(help="Where the case goes; build/sim/case-SEED.json by default.")] = None,
     tries: Annotated[int, typer.Option(help="Runs at most.", min=1)] = 400,
     bug: Bug = "",
@@ -99,7 +109,8 @@ def shrink(
     from chaos.sim import case as cases
     from chaos.sim.shrink import NothingToShrink, Shrinker
 
-    options = _options(seed, minutes=minutes, faults=faults, workload=workload, nodes=nodes)
+    sizes = (nodes, data_shards, clients)
+    options = _options(seed, minutes=minutes, faults=faults, workload=workload, sizes=sizes)
     shrinker = Shrinker(cases.Case(options, bug), note, tries)
     try:
         found = shrinker.run()
@@ -108,6 +119,30 @@ def shrink(
     path = out or Path("build/sim") / f"case-{seed}.json"
     cases.write(found, path)
     Output(json).result(cases.document(found, path, shrinker.tries), cases.tell(found, path))
+
+
+@app.command("bench")
+def bench(
+    seeds: Annotated[str, typer.Option(help="Such as 1..8, which has one of every taste.")] = "1..8",
+    minutes: Minutes = 0.5,
+    out: Annotated[Path, typer.Option(help="Directory for the report; made if missing.", file_okay=False)] = Path(
+        "build/bench"
+    ),
+    json: Json = False,
+) -> None:
+    """Virtual seconds for each second of CPU, with five nodes, three data shards and eight clients, all oracles on.
+
+    Exit code 0: every seed ended ok; 1: one did not, so that the figure says nothing.
+    """
+    from chaos.sim.bench import measure, report
+
+    _check_minutes(minutes)
+    measured = measure(list(_seeds(None, seeds, endless=False)), minutes, note)
+    document, text, written = report(measured, out)
+    note(f"bench: written {', '.join(map(str, written))}")
+    Output(json).result(document, text)
+    if bad := [each.result for each in measured if each.result.verdict != "ok"]:
+        fail(Exit.FAILED, f"seed {bad[0].seed} ended with {bad[0].verdict}")
 
 
 def _seeds(seed: int | None, seeds: str, *, endless: bool) -> Iterable[int]:
@@ -125,18 +160,24 @@ def _seeds(seed: int | None, seeds: str, *, endless: bool) -> Iterable[int]:
     return range(first, last + 1)
 
 
-def _options(seed: int, *, minutes: float, faults: str, workload: str, nodes: int) -> Options:
+def _options(seed: int, *, minutes: float, faults: str, workload: str, sizes: tuple[int, int, int]) -> Options:
+    """`sizes`: nodes, data shards, clients."""
     from chaos.sim.run import Options
     from chaos.sim.schedule import GROUPS, KNOWN
 
     if workload != "kv":
         raise invalid("workload", f"{workload!r}, must be kv")
-    if not 0.05 <= minutes <= MINUTES_MAX:
-        raise invalid("minutes", f"{minutes:g}, must be 0.05 to {MINUTES_MAX:g}")
+    _check_minutes(minutes)
     kinds = tuple(kind for word in faults.split(",") for kind in GROUPS.get(word, (word,)))
     if unknown := [kind for kind in kinds if kind not in KNOWN]:
         raise invalid("faults", f"{unknown[0]!r}, must be some of {', '.join((*GROUPS, *KNOWN))}")
-    return Options(seed=seed, duration_s=minutes * 60, nodes=nodes, kinds=kinds)
+    nodes, shards, clients = sizes
+    return Options(seed, duration_s=minutes * 60, nodes=nodes, shards=shards, clients=clients, kinds=kinds)
+
+
+def _check_minutes(minutes: float) -> None:
+    if not 0.05 <= minutes <= MINUTES_MAX:
+        raise invalid("minutes", f"{minutes:g}, must be 0.05 to {MINUTES_MAX:g}")
 
 
 def _within(cases: Iterable[Case], budget_s: float | None) -> Iterator[Case]:
