@@ -7,7 +7,7 @@ from typing import Any
 from chaos.bugs.patch import Bug, Patch, handlers
 from cluster.raft import core, follower, output, read_index, reconfigure, replication
 from cluster.raft.messages import Message
-from cluster.raft.state import HEARTBEAT_REPLY, State, send
+from cluster.raft.state import APPEND_REPLY, HEARTBEAT_REPLY, State, send
 
 READY = output.ready
 ON_APPEND = follower.on_append
@@ -68,6 +68,15 @@ def _acknowledge_own_tail(state: State, message: Message, index: int) -> None:
     ACCEPT(state, message, max(index, state.log.last_index))
 
 
+def _refuse_down_to_commit(state: State, message: Message) -> None:
+    """Asks to be sent everything that is not committed here, which alone is right and only slower. As it is, the leader's first
+    append that matches begins where the logs part, so that no tail ever outlives it."""
+    log, commit = state.log, state.commit_index
+    reply = Message(APPEND_REPLY, state.replica, message.sender, state.term, message.index, context=message.context)
+    reply.reject, reply.hint_index, reply.hint_term = True, commit, log.term_at(commit) or 0
+    send(state, reply)
+
+
 def _heartbeat_commits_all(state: State, message: Message) -> None:
     follower.heard(state, message)
     state.commit_index = max(state.commit_index, state.log.last_index)
@@ -112,7 +121,7 @@ LOG_BUGS = (
     Bug(
         "acknowledges-its-own-tail",
         "a follower acknowledges its whole log, not what was found to match",
-        (Patch(follower, "_accept", _acknowledge_own_tail),),
+        (Patch(follower, "_accept", _acknowledge_own_tail), Patch(follower, "_refuse", _refuse_down_to_commit)),
     ),
     Bug(
         "heartbeat-commits-all",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chaos.bugs.patch import Bug, Patch
-from cluster.raft import read_index, replication
+from cluster.raft import heartbeat, read_index, replication
 from cluster.raft.messages import ReadState
 from cluster.raft.progress import Progress
 from cluster.raft.settings import RaftSettings
@@ -27,11 +27,11 @@ def _read_at_once(state: State, context: int) -> None:
 
 
 def _confirmed_before(state: State, context: int) -> None:
-    """An answer to what had left already confirms it."""
+    """An answer that comes after it confirms it, even one to what had left already."""
     START(state, context)
     if state.reads:
         stamp, read = state.reads.pop()
-        state.reads.append((stamp - 1, read))
+        state.reads.append((min(stamp, heartbeat.quorum_stamp(state) + 1), read))
 
 
 def _answered_before_applied(replica: Replica, ready: Any) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from chaos.sim.cluster import SimCluster
+from chaos.sim.disk import LOG
 from chaos.sim.schedule import Fault
 from cluster.types import Role
 from node.replica import Replica
@@ -38,6 +39,8 @@ class Means(Protocol):
     def block(self, pairs: list[tuple[str, str]], for_s: float) -> Callable[[], None]: ...
 
     def paused(self, name: str | None, for_s: float) -> str: ...
+
+    def stalled(self, name: str, for_s: float) -> str: ...
 
     def rate(self, name: str, rate: float, for_s: float) -> None: ...
 
@@ -65,6 +68,10 @@ class Attacks:
 
     def at_flush(self, fault: Fault) -> str:
         return self._arm(fault, self._flush)
+
+    def at_sync(self, fault: Fault) -> str:
+        """Power is cut while a round is written and not yet durable."""
+        return self._arm(fault, self._sync)
 
     def at_roll(self, fault: Fault) -> str:
         return self._arm(fault, self._roll)
@@ -138,14 +145,16 @@ class Attacks:
             loop.at(loop.now + LOOK_S, self._watch, fault, event, chance, until, then)
             return
         low, high = SOON_S
-        soon = 0.0 if chance.random() < 0.4 else low * (high / low) ** chance.random()
+        soon = 0.0 if chance.random() < 0.4 or fault.kind == "at-sync" else low * (high / low) ** chance.random()
         loop.at(loop.now + soon, self._spring, fault, victim, chance, then)
 
     def _spring(self, fault: Fault, victim: str, chance: random.Random, then: Callable[[], None]) -> None:
         if self._means.over:
             return
         actions, for_s = ACTIONS, fault.for_s
-        if fault.kind == "hunt":
+        if fault.kind == "at-sync":
+            actions = ("power",)
+        elif fault.kind == "hunt":
             # It has habits, and lets go soon, so that who was hit can stand again while the others have moved on.
             actions = ("mute", "mute", ACTIONS[int(fault.draws[0] * len(ACTIONS))], "spare")
             for_s = 0.1 * 20 ** chance.random()
@@ -241,6 +250,15 @@ class Attacks:
             nonlocal most
             most = max(most, len(undo))
             return host if len(undo) < most else None
+
+        return look
+
+    def _sync(self, fault: Fault) -> Event:
+        host = self._host(fault)
+        disk = self._cluster.hosts[host].medium.disk
+
+        def look() -> str | None:
+            return host if any(inode.unsynced for path, inode in disk.names.items() if path.startswith(LOG)) else None
 
         return look
 

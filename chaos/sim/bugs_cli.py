@@ -34,6 +34,8 @@ ORACLES = (
     ("unsafe commit", "commits are safe"),
     ("incomplete leader", "leader completeness"),
     ("logs do not match", "log matching"),
+    ("a read of the past", "reads are recent"),
+    ("two leases", "one lease at a time"),
     ("has lost what it held for durable", "durable is durable"),
     ("has quarantined", "no false alarm"),
     (" differ: ", "one digest at one index"),

@@ -21,7 +21,6 @@ FLOORS = {
     "principal_bytes_max": 128,
     "sessions_max": 12,
     "client_queue_ops_max": 64,
-    "session_expiry_ms": 5_000,
     "ttl_ms_max": 10_000_000,
     "deadline_ms_max": 600_000,
     "calls_in_flight_max": 24,

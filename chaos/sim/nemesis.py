@@ -10,6 +10,7 @@ from chaos.sim.attacks import Attacks
 from chaos.sim.cluster import SimCluster
 from chaos.sim.damage import Damage
 from chaos.sim.members import Members
+from chaos.sim.rivals import Rivals
 from chaos.sim.schedule import Fault
 
 SLOW_FACTOR = 100.0
@@ -29,6 +30,7 @@ class Nemesis:
         self._undo: dict[int, Callable[[], None]] = {}
         self._number = 0
         self._attacks = Attacks(cluster, self)
+        self._rivals = Rivals(cluster, self)
         self.damage = Damage(cluster, self)
         self.members = Members(cluster, lambda more: self.damage.affordable(more | set(self.damage.damaged())))
 
@@ -60,7 +62,7 @@ class Nemesis:
         if self._healed:
             return
         name = fault.kind.replace("-", "_")
-        places = (self.damage, self.members, self._attacks)
+        places = (self.damage, self.members, self._attacks, self._rivals)
         action = getattr(self, "_" + name, None) or next(getattr(each, name) for each in places if hasattr(each, name))
         self._cluster.transcript.note("nemesis", f"{fault.kind} {fault.for_s}")
         told = action(fault)
@@ -299,12 +301,13 @@ class Nemesis:
 
     def _stall_state(self, fault: Fault) -> str:
         name = self._leader(fault)
-        if name is None:
-            return ""
+        return "" if name is None else self.stalled(name, fault.for_s)
+
+    def stalled(self, name: str, for_s: float) -> str:
         state = self._cluster.hosts[name].medium.state
         state.stalled = True
-        self._later(fault.for_s, lambda: setattr(state, "stalled", False))
-        return f"state of {name} stalls for {fault.for_s}"
+        self._later(for_s, lambda: setattr(state, "stalled", False))
+        return f"state of {name} stalls for {for_s}"
 
     def _full_disk(self, fault: Fault) -> str:
         name = self._leader(fault)

@@ -5,6 +5,7 @@
                               are kept, over every crash (`promises.py`)
     state machine safety      all replicas apply the same entry at an index (Raft thesis, figure 3.2)
     leader completeness       a leader's log holds the last entry that any replica applied in an earlier term
+    leases                    no read is answered from the past, and no two leaders hold a lease (`leases.py`)
     commit never goes back    in one incarnation; nothing is applied that is not committed
     equal state               replicas at one applied index have one digest
     no false alarm            nothing is quarantined where nothing was damaged
@@ -19,6 +20,7 @@ from typing import Any
 
 import xxhash
 
+from chaos.sim.leases import Leases
 from chaos.sim.logs import Logs
 from chaos.sim.promises import Promises
 from cluster.raft.messages import Entry, MessageKind
@@ -45,6 +47,7 @@ class Oracles:
         self._applied: dict[tuple[int, int], tuple[int, int]] = {}  # (shard, index) -> term, hash of the entry
         self._highest: dict[int, int] = {}  # shard -> highest index applied anywhere
         self._commits: dict[Replica, int] = {}
+        self._leases = Leases(self.breach, self._highest)
         self._digests: dict[tuple[int, int], tuple[int, str]] = {}
         self._seen: dict[tuple[int, int, str], None] = {}
         self.applied = 0
@@ -82,6 +85,7 @@ class Oracles:
         self._watched[replica] = None
         apply, name = replica.applier.apply, node.config.node
         self.logs.born(name, replica)
+        self._leases.watch(name, replica)
 
         def watched(entry: Entry, *, want_results: bool) -> Any:
             self._on_apply(name, replica, entry)
@@ -102,6 +106,10 @@ class Oracles:
                     self.logs.committed(host, replica)
             elif each.kind in PROMISES:
                 self.promises.sent(node, each)
+                if each.kind == MessageKind.APPEND_REPLY and not each.reject:
+                    replica = node.shards.replicas.get(each.shard)
+                    if replica is not None:
+                        self.logs.acknowledged(host, replica, each)
 
     def _on_leader(self, host: str, shard: int, term: int, replica: int) -> None:
         known = self._leaders.setdefault((shard, term), replica)
@@ -110,6 +118,7 @@ class Oracles:
         elif (shard, term, host) not in self._seen:
             self._seen[shard, term, host] = None
             self.elections += 1
+            self._leases.elected(host, shard, term, self.nodes.items())
             self._complete(host, shard, term)
 
     def _complete(self, host: str, shard: int, term: int) -> None:

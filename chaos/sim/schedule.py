@@ -50,6 +50,7 @@ KINDS = (
     Kind("at-vote", 0.7, (0.05, 3.0)),
     Kind("at-commit", 0.7, (0.05, 3.0)),
     Kind("at-flush", 0.5, (0.05, 2.0)),
+    Kind("at-sync", 0.7, (0.05, 1.0)),
     Kind("at-roll", 0.5, (0.05, 2.0)),
     Kind("at-snapshot", 0.7, (0.05, 2.0)),
     Kind("hunt", 0.4, (1.0, 6.0)),
@@ -57,6 +58,11 @@ KINDS = (
     Kind("strand", 1.0, (0.1, 5.0)),
     Kind("old-leader", 0.7, (0.5, 6.0)),
     Kind("slow-answers", 0.7, (0.1, 4.0)),
+    Kind("rival", 0.7, (0.6, 3.0)),
+    Kind("old-word", 0.7, (0.0, 0.0)),
+    Kind("client-away", 0.5, (0.0, 0.0)),
+    Kind("laggard", 0.7, (0.3, 2.5)),
+    Kind("lost-answers", 0.7, (0.5, 4.0)),
 )
 DAMAGE = (
     Kind("flip", 3.0, (0.05, 2.0)),
