@@ -40,7 +40,7 @@ class Rivals:
         return [name for name in self._cluster.replicas(shard) if name != leader]
 
     def rival(self, fault: Fault) -> str:
-        """No client reaches a leader any more, and one follower hears nothing of it, while the others do: with a log as good
+        """No client reaches a leader any more, and one follower is cut off from it, while the others are not: with a log as good
         as theirs it asks for their votes. In most cases another follower has just been killed then, is back at once, and does not
         hear the leader either."""
         shard, chance, loop = self._shard(fault), random.Random(repr(fault.draws)), self._cluster.loop
@@ -56,7 +56,8 @@ class Rivals:
 
         def deafen() -> None:
             if not self._means.over and loop.now < until:
-                self._means.block([(leader, rival)], until - loop.now)
+                # Both ways: a leader that hears of a later term gives its lease up.
+                self._means.block([(leader, rival), (rival, leader)], until - loop.now)
                 if before_s:
                     wait()
 
@@ -72,7 +73,7 @@ class Rivals:
                 self._means.tell(fault.kind, f"{told}, and hears {leader} no more")
 
         loop.at(loop.now + chance.uniform(*SETTLE_S), deafen)
-        return f"{leader} is asked nothing, and {rival} hears it no more, for {fault.for_s}"
+        return f"{leader} is asked nothing, and {rival} is cut off from it, for {fault.for_s}"
 
     def client_away(self, fault: Fault) -> str:
         """What a client has asked is done and it never hears so, and when it can ask again its sessions may have expired."""

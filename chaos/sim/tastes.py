@@ -54,10 +54,10 @@ TASTES = (
     ),
     Taste(
         "rivals",
-        MappingProxyType({"rival": 4.0, "old-word": 4.0, "kill": 1.0, "isolate": 0.5}),
-        pause=0.8,
+        MappingProxyType({"rival": 4.0, "old-word": 3.0, "kill": 0.5}),
+        pause=1.6,
         ranges=MappingProxyType(
-            {"tick_ms": (30, 40), "election_ticks_min": (8, 14), "election_ticks_max": (16, 24), "heartbeat_ticks": (2, 3)}
+            {"election_ticks_min": (14, 20), "election_ticks_max": (30, 40), "idle_ticks": (6, 10)}
         ),
         nodes=3,
     ),
