@@ -68,12 +68,13 @@ def _acknowledge_own_tail(state: State, message: Message, index: int) -> None:
     ACCEPT(state, message, max(index, state.log.last_index))
 
 
-def _refuse_down_to_commit(state: State, message: Message) -> None:
-    """Asks to be sent everything that is not committed here, which alone is right and only slower. As it is, the leader's first
-    append that matches begins where the logs part, so that no tail ever outlives it."""
-    log, commit = state.log, state.commit_index
+def _refuse_below_commit(state: State, message: Message) -> None:
+    """Asks to go on from below what is committed here, which alone is right and only slower. As it is, the leader's first append
+    that matches begins where the logs part, so that no tail ever outlives it."""
+    log = state.log
+    hint = max(log.base_index, state.commit_index - 1)
     reply = Message(APPEND_REPLY, state.replica, message.sender, state.term, message.index, context=message.context)
-    reply.reject, reply.hint_index, reply.hint_term = True, commit, log.term_at(commit) or 0
+    reply.reject, reply.hint_index, reply.hint_term = True, hint, log.term_at(hint) or 0
     send(state, reply)
 
 
@@ -107,6 +108,7 @@ LOG_BUGS = (
         "truncates-without-conflict",
         "a late append cuts off what came after it",
         (Patch(follower, "_merge", _always_merge),),
+        seed=5,
     ),
     Bug(
         "appends-anywhere",
@@ -121,7 +123,8 @@ LOG_BUGS = (
     Bug(
         "acknowledges-its-own-tail",
         "a follower acknowledges its whole log, not what was found to match",
-        (Patch(follower, "_accept", _acknowledge_own_tail), Patch(follower, "_refuse", _refuse_down_to_commit)),
+        (Patch(follower, "_accept", _acknowledge_own_tail), Patch(follower, "_refuse", _refuse_below_commit)),
+        seed=18,
     ),
     Bug(
         "heartbeat-commits-all",

@@ -99,6 +99,7 @@ READ_BUGS = (
         "reads-confirmed-before",
         "a read is confirmed by answers to what had left before it came",
         (Patch(read_index, "_start", _confirmed_before),),
+        seed=1,
     ),
     Bug(
         "reads-before-applied",
@@ -110,11 +111,13 @@ READ_BUGS = (
         "lease-from-the-answer",
         "the lease counts from when an answer came, not from when it was asked for",
         (Patch(replication, "acknowledged", _lease_from_the_answer),),
+        seed=1,
     ),
     Bug(
         "lease-too-long",
         "the lease lasts longer than a voter's promise",
         (Patch(RaftSettings, "lease_ticks", property(_long_lease)),),
+        seed=1,
     ),
     Bug(
         "lease-through-a-pause",

@@ -52,16 +52,19 @@ VOTE_BUGS = (
         "forgets-its-vote",
         "the term is written to disk, and the vote is not",
         (Patch(output, "_hand_hard_state", _write_no_vote),),
+        seed=1,
     ),
     Bug(
         "breaks-its-promise",
         "a voter helps another candidate while its leader's lease may last",
         (Patch(election, "promised", lambda *_: False),),
+        seed=2,
     ),
     Bug(
         "forgets-its-promise",
         "after a restart a voter helps a candidate while its leader's lease may last",
         (Patch(RaftCore, "__init__", _forget_promise),),
+        seed=2,
     ),
     Bug(
         "never-steps-down",

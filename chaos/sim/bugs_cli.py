@@ -198,4 +198,5 @@ def rows(document: dict[str, Any]) -> Iterator[str]:
     yield "| bug | what it does wrong | oracle | seed | seconds |"
     yield "|---|---|---|---|---|"
     for each in document["bugs"]:
-        yield f"| {each['name']} | {each['what']} | {each['oracle']} | {each['seed']} | {each['seconds']} |"
+        oracle = each["oracle"] if each["found"] else "not found"
+        yield f"| {each['name']} | {each['what']} | {oracle} | {each['seed'] or ''} | {each['seconds']} |"

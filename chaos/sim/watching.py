@@ -85,8 +85,9 @@ class Watcher:
         return version <= self._excused.get(shard_of(key.encode(), self._shards), 0)
 
     def check(self, operations: list[Operation]) -> list[str]:
-        """Every acknowledged write of the history against what was told."""
-        wrong: list[str] = []
+        """Every acknowledged write of the history against what was told; and none took effect twice, acknowledged or not: each
+        has a value of its own."""
+        wrong = self._doubled({(each.key, each.value): None for each in operations if each.writes})
         for each in operations:
             if not (each.writes and each.type == "ok") or self._may_miss(each.key, each.version or 0):
                 continue
@@ -94,3 +95,13 @@ class Watcher:
             if told != each.value:
                 wrong.append(f"the watch told {told!r} for version {each.version} of {each.key}, not {each.value!r}")
         return wrong[:10]
+
+    def _doubled(self, writes: dict[tuple[str, str | None], None]) -> list[str]:
+        wrong: list[str] = []
+        first: dict[tuple[str, str], int] = {}
+        for (key, version), value in self._seen.items():
+            if (key, value) in writes and first.setdefault((key, value), version) != version:
+                wrong.append(
+                    f"the watch told {value!r} of {key} at {first[key, value]} and at {version}: one write, and two effects"
+                )
+        return wrong
