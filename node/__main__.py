@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import msgspec
+import psutil
 import structlog
 import uvloop
 
@@ -32,7 +33,7 @@ from cluster.errors import TenfoldError
 from cluster.limits import DEFAULT
 from cluster.ports import StateDamaged, StorageFailed
 from cluster.wire.channel import dial
-from node.app import Node, Ports
+from node.app import Node, Ports, ProcessFigures
 from node.config import NodeConfig, read_config
 from node.storage.disk import RealDisk, boot_id
 from node.storage.identity import Identity
@@ -135,6 +136,7 @@ async def _run(config: NodeConfig, directory: Path) -> int:
         random=random.Random(),
         spawn=spawn,
         boot_id=boot_id(),
+        process=_figures,
     )
     node = Node(config, ports, DEFAULT)
     spawn.on_died = node.fail
@@ -154,6 +156,12 @@ async def _run(config: NodeConfig, directory: Path) -> int:
     if failure is not None:
         _crash("stopping after a failure", failure)
     return 0
+
+
+def _figures() -> ProcessFigures:
+    process = psutil.Process()
+    times = process.cpu_times()
+    return ProcessFigures(process.pid, process.memory_info().rss, times.user + times.system)
 
 
 def _crash(why: str, failure: BaseException) -> NoReturn:
