@@ -130,7 +130,7 @@ class Call:
         await _turn()
 
     def _pack(self, message: Any) -> bytes:
-        data: bytes = message.SerializeToString()
+        data: bytes = message.SerializeToString(deterministic=True)
         if len(data) > self.network.limits.message_bytes_max:
             raise TenfoldError(Code.INVALID_ARGUMENT, "message: larger than a message may be")
         return data
@@ -166,7 +166,7 @@ class Call:
         self.connection.transmit(self.connection.back, self._answered, self._pack_reply(message))
 
     def _pack_reply(self, message: Any) -> bytes:
-        data: bytes = message.SerializeToString()
+        data: bytes = message.SerializeToString(deterministic=True)
         if len(data) > self.network.limits.message_bytes_max:
             raise ChannelBroken("the reply is larger than a message may be")
         return data

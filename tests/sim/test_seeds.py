@@ -11,14 +11,16 @@ import pytest
 
 from chaos.bugs.catalogue import CATALOGUE
 from chaos.bugs.patch import infected
-from chaos.sim.run import Options, SeedResult, run_seed
-from chaos.sim.schedule import Fault, draw_schedule
+from chaos.sim.run import Options, Run, SeedResult, run_seed
+from chaos.sim.schedule import GROUPS, Fault, draw_schedule
 from cluster.raft import core
 from cluster.raft.core import RaftCore
+from node.app import Node
 from node.machines.sessions import Sessions
 
 SHORT_S = 3.5
 SEEDS = 40
+SAME = ("seed", "verdict", "trace_hash", "operations", "faults", "virtual_s")
 
 
 def told(result: SeedResult) -> str:
@@ -44,8 +46,34 @@ def test_processes_agree_on_the_trace() -> None:
     assert document["verdict"] == "ok" and document["ratio"] > 0
     here = [run_seed(Options(seed=seed, duration_s=0.06 * 60)) for seed in (5, 6)]
     for there, mine in zip(document["seeds"], here, strict=True):
-        for name in ("seed", "verdict", "trace_hash", "operations", "faults", "virtual_s"):
+        for name in SAME:
             assert there[name] == getattr(mine, name), name
+
+
+def test_processes_agree_on_the_trace_when_members_come_and_go() -> None:
+    """Then nodes ask each other for their status, which holds a map and says what process they are."""
+    groups = ("all", "members", "damage")
+    command = [sys.executable, "-m", "tenfold", "sim", "run", "--seed", "9303", "--minutes", "0.08"]
+    ended = subprocess.run(
+        [*command, "--faults", ",".join(groups), "--json"],
+        env={**os.environ, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (there,) = json.loads(ended.stdout)["seeds"]
+    kinds = tuple(kind for group in groups for kind in GROUPS[group])
+    run = Run(Options(seed=9303, duration_s=0.08 * 60, kinds=kinds))
+    asked: list[str] = []
+    status = Node.status
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Node, "status", lambda node, **more: asked.append(node.config.node) or status(node, **more))
+        mine = run.execute()
+    assert asked, "nobody asked for a status"
+    for name in SAME:
+        assert there[name] == getattr(mine, name), name
 
 
 def test_another_seed_is_another_trace() -> None:
