@@ -102,13 +102,14 @@ LOG_BUGS = (
         "commits-an-earlier-term",
         "counts replicas for entries of earlier terms (paper, figure 8)",
         (Patch(replication, "maybe_commit", _commit_any_term),),
+        taste="fresh leaders",
     ),
     Bug("commits-without-majority", "a quorum is one too small", (Patch(replication, "maybe_commit", _commit_alone),)),
     Bug(
         "truncates-without-conflict",
         "a late append cuts off what came after it",
         (Patch(follower, "_merge", _always_merge),),
-        seed=5,
+        taste="bad lines",
     ),
     Bug(
         "appends-anywhere",
@@ -124,7 +125,7 @@ LOG_BUGS = (
         "acknowledges-its-own-tail",
         "a follower acknowledges its whole log, not what was found to match",
         (Patch(follower, "_accept", _acknowledge_own_tail), Patch(follower, "_refuse", _refuse_below_commit)),
-        seed=18,
+        taste="bad lines",
     ),
     Bug(
         "heartbeat-commits-all",

@@ -109,7 +109,7 @@ SESSION_BUGS = (
         "retries-under-another-session",
         "a client sends what is in doubt again under a new session",
         (Patch(ShardQueue, "_session_expired", _try_again_under_another),),
-        seed=14,
+        taste="bad lines",
     ),
     Bug(
         "timeout-is-failure",

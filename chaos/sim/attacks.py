@@ -21,6 +21,7 @@ from node.replica import Replica
 LOOK_S = 0.001
 ARMED_S = 8.0
 """A trap that nothing springs is forgotten after so long."""
+FLICKERS_MAX = 5
 SOON_S = (0.0001, 0.05)
 DRIFT = 0.045
 """Two clocks drift apart by less than the declared 10%."""
@@ -70,8 +71,18 @@ class Attacks:
         return self._arm(fault, self._flush)
 
     def at_sync(self, fault: Fault) -> str:
-        """Power is cut while a round is written and not yet durable."""
-        return self._arm(fault, self._sync)
+        """Power is cut while a round is written and not yet durable. Often it flickers, and goes again and again."""
+        chance, until = _chance(fault), self._cluster.loop.now + ARMED_S
+        left = 1 + chance.randrange(FLICKERS_MAX)
+
+        def again() -> None:
+            nonlocal left
+            if left:
+                left -= 1
+                self._watch(fault, self._sync(fault), chance, until, again)
+
+        again()
+        return "a trap"
 
     def at_roll(self, fault: Fault) -> str:
         return self._arm(fault, self._roll)
@@ -255,9 +266,12 @@ class Attacks:
 
     def _sync(self, fault: Fault) -> Event:
         host = self._host(fault)
-        disk = self._cluster.hosts[host].medium.disk
+        machine = self._cluster.hosts[host]
+        disk, early = machine.medium.disk, fault.draws[0] < 0.2  # early: before the node serves, too
 
         def look() -> str | None:
+            if machine.node is None and not early:
+                return None
             return host if any(inode.unsynced for path, inode in disk.names.items() if path.startswith(LOG)) else None
 
         return look

@@ -12,6 +12,7 @@ from typing import Any
 from chaos.sim.attacks import LOOK_S, Means
 from chaos.sim.cluster import SimCluster
 from chaos.sim.schedule import Fault
+from cluster.raft.progress import ProgressState
 from cluster.types import Role
 
 SETTLE_S = (0.02, 0.3)
@@ -23,6 +24,8 @@ SOON_S = (0.005, 0.1)
 PAUSE = (0.9, 2.5)
 """In promises of a voter."""
 LATE_S = (0.0005, 0.5)
+ARRIVES_S = 4.0
+ARRIVING_S = (0.0, 0.01)
 AWAY = (1.02, 1.4)
 """In lives of a session."""
 AWAY_S_MAX = 6.0
@@ -98,7 +101,8 @@ class Rivals:
         return f"{client} hears nobody for {away_s}, and soon cannot ask either"
 
     def laggard(self, fault: Fault) -> str:
-        """A follower misses so much that it needs a snapshot, and in most cases the leader's state stalls when it comes back."""
+        """A follower misses so much that it needs a snapshot. When it comes back the leader's state stalls, or nobody hears the
+        leader while a snapshot is on its way: others go on without it, and the rest of the snapshot comes late."""
         shard, chance, loop = self._shard(fault), random.Random(repr(fault.draws)), self._cluster.loop
         leader = self._cluster.leader(shard)
         followers = self._followers(shard, leader) if leader is not None else []
@@ -114,9 +118,42 @@ class Rivals:
             if not self._means.over and source is not None:
                 self._means.tell(fault.kind, self._means.stalled(source, stall_s))
 
-        if chance.random() < 0.7:
+        if chance.random() < 0.5:
             loop.at(loop.now + max(0.0, fault.for_s - chance.uniform(0.0, 0.1)), stall)
+        else:
+            self._overtake(fault, shard, behind, chance)
         return f"{behind} is cut off for {fault.for_s}"
+
+    def _overtake(self, fault: Fault, shard: int, behind: str, chance: random.Random) -> None:
+        """Nobody hears a leader from when a snapshot for `behind` begins to arrive until there may be another leader."""
+        loop, limits = self._cluster.loop, self._cluster.limits
+        until = loop.now + fault.for_s + ARRIVES_S
+        silent_s = limits.tick_ms * limits.election_ticks_max / 1000 * chance.uniform(*PAUSE)
+        silent_s = min(silent_s, 0.95 * self._cluster.network.keepalive_s)
+
+        def silence(leader: str) -> None:
+            if not self._means.over:
+                self._means.block([(leader, each) for each in self._cluster.hosts if each != leader], silent_s)
+                self._means.tell(fault.kind, f"{leader} is heard by nobody for {silent_s}, in the middle of a snapshot")
+
+        def look() -> None:
+            if self._means.over or loop.now >= until:
+                return
+            leader = self._cluster.leader(shard)
+            if leader is not None and self._needs_snapshot(shard, leader, behind):
+                loop.at(loop.now + chance.uniform(*ARRIVING_S), silence, leader)
+            else:
+                loop.at(loop.now + LOOK_S, look)
+
+        loop.at(loop.now + fault.for_s, look)
+
+    def _needs_snapshot(self, shard: int, leader: str, behind: str) -> bool:
+        """Whether that leader sends it one now."""
+        node, other = self._cluster.hosts[leader].node, self._cluster.hosts[behind].node
+        replica = node.shards.replicas.get(shard) if node is not None else None
+        mine = other.shards.replicas.get(shard) if other is not None else None
+        progress = replica.core.progress.get(mine.core.replica) if replica is not None and mine is not None else None
+        return progress is not None and progress.state is ProgressState.SNAPSHOT
 
     def old_word(self, fault: Fault) -> str:
         """What followers answered a leader is held up. Then it is paused until they may have another one, and what they had said

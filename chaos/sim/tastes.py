@@ -54,10 +54,10 @@ TASTES = (
     ),
     Taste(
         "rivals",
-        MappingProxyType({"rival": 4.0, "old-word": 3.0, "kill": 0.5}),
-        pause=1.6,
+        MappingProxyType({"rival": 6.0, "old-word": 2.0, "kill": 0.3}),
+        pause=2.0,
         ranges=MappingProxyType(
-            {"election_ticks_min": (14, 20), "election_ticks_max": (30, 40), "idle_ticks": (6, 10)}
+            {"election_ticks_min": (14, 20), "election_ticks_max": (30, 40), "idle_ticks": (100, 200)}
         ),
         nodes=3,
     ),
