@@ -7,10 +7,11 @@ then. So a fault can be left out without changing any other, and a schedule can 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from types import MappingProxyType
 from typing import NamedTuple
 
-from chaos.sim.tastes import taste_of
+from chaos.sim.tastes import MIXED_SHARE, TASTES, taste_of
 
 
 class Kind(NamedTuple):
@@ -87,6 +88,8 @@ GROUPS = MappingProxyType(
         "members": tuple(kind.name for kind in MEMBERS),
     }
 )
+MIXES = (("all",), ("all", "damage"), ("all", "members"), ("all", "damage", "members"))
+"""What seeds use, in turn, when nobody says which faults they shall have."""
 KNOWN = (*NAMES, *GROUPS["damage"], *GROUPS["members"])
 
 
@@ -97,6 +100,24 @@ class Fault(NamedTuple):
     kind: str
     for_s: float
     draws: tuple[float, float, float]
+
+
+def kinds_of(seed: int) -> tuple[str, ...]:
+    """Of the seed's mix. Each taste meets every mix, within four times as many seeds as there are tastes."""
+    lap, taste = divmod(seed, len(TASTES) + MIXED_SHARE)
+    return kinds_in(MIXES[(lap + taste) % len(MIXES)])
+
+
+def kinds_in(words: Iterable[str]) -> tuple[str, ...]:
+    """`words` are groups and kinds; what is neither stays."""
+    return tuple(kind for word in words for kind in GROUPS.get(word, (word,)))
+
+
+def words_for(kinds: tuple[str, ...]) -> str:
+    """The shortest words for these kinds: `kinds_in` takes them back."""
+    words = [name for name, group in GROUPS.items() if group and set(group) <= set(kinds)]
+    covered = {kind for word in words for kind in GROUPS[word]}
+    return ",".join([*words, *(kind for kind in kinds if kind not in covered)]) or "none"
 
 
 def draw_schedule(seed: int, duration_s: float, kinds: tuple[str, ...] = NAMES) -> list[Fault]:

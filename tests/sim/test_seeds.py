@@ -12,7 +12,8 @@ import pytest
 from chaos.bugs.catalogue import CATALOGUE
 from chaos.bugs.patch import infected
 from chaos.sim.run import Options, Run, SeedResult, run_seed
-from chaos.sim.schedule import GROUPS, Fault, draw_schedule
+from chaos.sim.schedule import GROUPS, MIXES, Fault, draw_schedule, kinds_in, kinds_of, words_for
+from chaos.sim.tastes import MIXED_SHARE, TASTES, taste_of
 from cluster.raft import core
 from cluster.raft.core import RaftCore
 from node.app import Node
@@ -29,7 +30,7 @@ def told(result: SeedResult) -> str:
 
 @pytest.mark.parametrize("seed", range(1, SEEDS + 1))
 def test_a_seed_is_ok(seed: int) -> None:
-    result = run_seed(Options(seed=seed, duration_s=SHORT_S))
+    result = run_seed(Options(seed=seed, duration_s=SHORT_S, kinds=kinds_of(seed)))
     assert result.verdict == "ok", told(result)
     assert result.operations > 10 and result.applied > 20
 
@@ -44,7 +45,7 @@ def test_processes_agree_on_the_trace() -> None:
     assert ended.returncode == 0, ended.stderr
     document = json.loads(ended.stdout)
     assert document["verdict"] == "ok" and document["ratio"] > 0
-    here = [run_seed(Options(seed=seed, duration_s=0.06 * 60)) for seed in (5, 6)]
+    here = [run_seed(Options(seed=seed, duration_s=0.06 * 60, kinds=kinds_of(seed))) for seed in (5, 6)]
     for there, mine in zip(document["seeds"], here, strict=True):
         for name in SAME:
             assert there[name] == getattr(mine, name), name
@@ -74,6 +75,18 @@ def test_processes_agree_on_the_trace_when_members_come_and_go() -> None:
     assert asked, "nobody asked for a status"
     for name in SAME:
         assert there[name] == getattr(mine, name), name
+
+
+def test_seeds_take_the_mixes_of_faults_in_turn() -> None:
+    mixes = {",".join(mix) for mix in MIXES}
+    seeds = range(4 * (len(TASTES) + MIXED_SHARE))
+    met = {(taste_of(seed).name, words_for(kinds_of(seed))) for seed in seeds}
+    assert met == {(taste_of(seed).name, mix) for seed in seeds for mix in mixes}
+
+
+@pytest.mark.parametrize("words", [*map(",".join, MIXES), "none", "kill,cut", "damage,kill"])
+def test_the_words_for_kinds_name_them_all(words: str) -> None:
+    assert words_for(kinds_in(words.split(","))) == words
 
 
 def test_another_seed_is_another_trace() -> None:
