@@ -30,6 +30,7 @@ LOOK_S = 0.1
 THOROUGH_EVERY = 10
 CONVICT_EVERY = 30
 CONVERGE_S = 60.0
+SETTLE_LOOK_S = 0.02
 CLIENTS = 8
 
 
@@ -187,6 +188,7 @@ class Run:
             await self.load.read_back()
         except Behind as error:
             raise NeverConverged(str(error)) from None
+        await self._settle()
         self._look_once(thorough=True)
 
     async def _look(self) -> None:
@@ -270,6 +272,35 @@ class Run:
                 if core.term != led.term or core.leader != led.replica or core.applied_index + 200 < led.commit_index:
                     return f"{row.node} is at {core.term}/{core.applied_index} of shard {shard}, {leader} at {led.term}/{led.commit_index}"
         return f"{damaged} are not whole" if (damaged := set(names) & set(self.nemesis.damage.damaged())) else ""
+
+    async def _settle(self) -> None:
+        """Nobody asks for anything any more: of every shard all voters come to one state, that of their leader's whole log."""
+        for shard in range(self.cluster.shards + 1):
+            deadline = self.loop.now + CONVERGE_S
+            while missing := self._unsettled(shard):
+                if self.loop.now > deadline:
+                    raise NeverConverged(f"{CONVERGE_S:g} s after healing all, and with nobody who asks: {missing}")
+                await asyncio.sleep(SETTLE_LOOK_S)
+
+    def _unsettled(self, shard: int) -> str:
+        cluster = self.cluster
+        leader, replicas = cluster.leader(shard), cluster.replicas(shard)
+        if leader is None:
+            return f"shard {shard} has no leader"
+        last = replicas[leader].core.log.last_index
+        digests: dict[str, int] = {}
+        for name in cluster.holders(shard):
+            node, replica = cluster.hosts[name].node, replicas.get(name)
+            if node is None or replica is None:
+                return f"{name} has no replica of shard {shard}"
+            at = replica.state.applied_index
+            if at != last or replica.core.applied_index != last or replica.installing or node.batch:
+                return f"{name} has applied {at} of shard {shard}, whose log ends at {last} on {leader}"
+            digests[name] = replica.state.digest()
+        if len(set(digests.values())) > 1:
+            cluster.oracles.breach(f"replicas of shard {shard} differ at applied index {last}: {digests}")
+            raise Violated
+        return ""
 
     def _moving(self) -> str:
         """What is on its way still."""

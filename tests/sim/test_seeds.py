@@ -11,11 +11,13 @@ import pytest
 
 from chaos.bugs.catalogue import CATALOGUE
 from chaos.bugs.patch import infected
+from chaos.sim.nemesis import Nemesis
 from chaos.sim.run import Options, Run, SeedResult, run_seed
 from chaos.sim.schedule import GROUPS, MIXES, Fault, draw_schedule, kinds_in, kinds_of, words_for
 from chaos.sim.tastes import MIXED_SHARE, TASTES, taste_of
-from cluster.raft import core
+from cluster.raft import appends, core
 from cluster.raft.core import RaftCore
+from cluster.raft.state import State
 from node.app import Node
 from node.machines.sessions import Sessions
 
@@ -70,7 +72,7 @@ def test_processes_agree_on_the_trace_when_members_come_and_go() -> None:
     asked: list[str] = []
     status = Node.status
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Node, "status", lambda node, **more: asked.append(node.config.node) or status(node, **more))
+        patch.setattr(Node, "status", lambda node, **more: (asked.append(node.config.node), status(node, **more))[1])
         mine = run.execute()
     assert asked, "nobody asked for a status"
     for name in SAME:
@@ -100,6 +102,28 @@ def test_a_schedule_is_data() -> None:
     only = (Fault(1.0, "kill-leader", 0.5, (0.1, 0.2, 0.3)),)
     result = run_seed(Options(seed=3, duration_s=4.0, schedule=only))
     assert result.verdict == "ok" and result.faults == 1, told(result)
+
+
+def test_a_follower_that_gets_nothing_more_is_no_good_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once all is healed each leader leaves its last peer out, but for heartbeats. The others serve all the same."""
+    healed: list[int] = []
+    heal, replicate = Nemesis.heal, appends.replicate
+
+    def healing(nemesis: Nemesis) -> None:
+        healed.append(1)
+        heal(nemesis)
+
+    def replicated(state: State) -> None:
+        peers = state.peers
+        if healed and len(peers) > 1:
+            state.peers = tuple(each for each in peers if each != max(peers))
+        replicate(state)
+        state.peers = peers
+
+    monkeypatch.setattr(Nemesis, "heal", healing)
+    monkeypatch.setattr(appends, "replicate", replicated)
+    result = run_seed(Options(seed=2, duration_s=2.0))
+    assert result.verdict == "never-converged" and "has applied" in result.reasons[0], told(result)
 
 
 @pytest.mark.parametrize("seed", [3, 10])
