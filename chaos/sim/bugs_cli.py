@@ -189,7 +189,7 @@ def _case(seed: int, bug: str) -> Case:
     from chaos.sim.case import Case
     from chaos.sim.run import Options
 
-    return Case(Options(seed=seed, duration_s=DURATION_S), bug)
+    return Case(Options(seed=seed, duration_s=DURATION_S, stale_bound=True), bug)
 
 
 def check_patch(bug: Bug, reasons: Sequence[str]) -> None:

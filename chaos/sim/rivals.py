@@ -24,6 +24,7 @@ SOON_S = (0.005, 0.1)
 PAUSE = (0.9, 2.5)
 """In promises of a voter."""
 LATE_S = (0.0005, 0.5)
+STALLS_ITSELF, STALLS = 0.25, 0.6
 ARRIVES_S = 4.0
 ARRIVING_S = (0.0, 0.01)
 AWAY = (1.02, 1.4)
@@ -101,8 +102,9 @@ class Rivals:
         return f"{client} hears nobody for {away_s}, and soon cannot ask either"
 
     def laggard(self, fault: Fault) -> str:
-        """A follower misses so much that it needs a snapshot. When it comes back the leader's state stalls, or nobody hears the
-        leader while a snapshot is on its way: others go on without it, and the rest of the snapshot comes late."""
+        """A follower misses so much that it needs a snapshot. When it comes back the leader's state stalls, or its own, so that it
+        hears its leader and lags behind; or nobody hears the leader while a snapshot is on its way: others go on without it, and
+        the rest of the snapshot comes late."""
         shard, chance, loop = self._shard(fault), random.Random(repr(fault.draws)), self._cluster.loop
         leader = self._cluster.leader(shard)
         followers = self._followers(shard, leader) if leader is not None else []
@@ -111,14 +113,16 @@ class Rivals:
         behind = chance.choice(followers)
         others = [each for each in self._cluster.hosts if each != behind]
         self._means.block([pair for each in others for pair in ((each, behind), (behind, each))], fault.for_s)
-        stall_s = chance.uniform(0.1, 0.8)
+        what = chance.random()
 
         def stall() -> None:
-            source = self._cluster.leader(shard)
+            source, stall_s = self._cluster.leader(shard), chance.uniform(0.1, 0.8)
+            if what < STALLS_ITSELF:
+                source, stall_s = behind, chance.uniform(0.3, 3.0)
             if not self._means.over and source is not None:
                 self._means.tell(fault.kind, self._means.stalled(source, stall_s))
 
-        if chance.random() < 0.5:
+        if what < STALLS:
             loop.at(loop.now + max(0.0, fault.for_s - chance.uniform(0.0, 0.1)), stall)
         else:
             self._overtake(fault, shard, behind, chance)
