@@ -223,7 +223,7 @@ class Run:
         core = set(names)
         for name in names:
             left = core - {name}
-            if all(2 * len(left & good & side) > len(side) for side in sides):
+            if all(side.carried_by(left & good) for side in sides):
                 core = left
         for name in cluster.hosts:
             if name not in core:
