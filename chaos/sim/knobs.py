@@ -40,6 +40,9 @@ EAGER = frozenset(
 )
 """Drawn almost always: as shipped they are too large to matter in a minute."""
 EAGER_SHARE = 0.9
+SELDOM = frozenset({"feed_bytes_max", "feed_records_max"})
+"""With a short feed a watcher that was cut off is told that history is gone, and owed nothing: in most seeds it shall be owed all."""
+SELDOM_SHARE = 0.15
 
 
 NO_RANGES: Ranges = MappingProxyType({})
@@ -57,7 +60,7 @@ def draw_limits(
         low, high = ranges.get(row.name, row.metadata["test_range"])
         low = min(high, max(low, FLOORS.get(row.name, low)))
         drawn = round(low * (high / low) ** chance.random())
-        share = EAGER_SHARE if row.name in EAGER else DRAWN_SHARE
+        share = EAGER_SHARE if row.name in EAGER else SELDOM_SHARE if row.name in SELDOM else DRAWN_SHARE
         if chance.random() < share or row.name in ranges:
             limits = _if_lawful(replace(limits, **{row.name: drawn}), limits)
     return limits

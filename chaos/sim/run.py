@@ -46,7 +46,7 @@ class Options(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...] = NAMES
     schedule: tuple[Fault, ...] | None = None
     shipped_limits: bool = False
-    stale_bound: bool = False  # judge what stale reads say of their age
+    stale_bound: bool = True  # judge what stale reads say of their age
 
 
 class SeedResult(msgspec.Struct):

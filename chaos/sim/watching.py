@@ -31,7 +31,9 @@ class Watcher:
         self._shards = shards
         self._seen: dict[tuple[str, int], str] = {}  # (key, version) -> value
         self._last: dict[int, int] = {}
-        self._excused: dict[int, int] = {}  # shard -> versions up to here may be missing
+        self._excused: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # shard -> may be missing: behind the first, up to the second
 
     async def run(self, kv: Kv) -> None:
         """Until it is cancelled."""
@@ -58,7 +60,7 @@ class Watcher:
         if error.code is Code.COMPACTED:
             self.compactions += 1
             shard, floor = int(str(error.details["shard"])), int(str(error.details["floor"]))
-            self._excused[shard] = max(floor, self._excused.get(shard, 0))
+            self._excused.setdefault(shard, []).append((self._last.get(shard, 0), floor))
             return str(error.details["oldest_token"])
         if error.code not in NOBODY_THERE:
             self.breaches.append(f"the watch ended: {error!r}")
@@ -82,7 +84,8 @@ class Watcher:
         return ""
 
     def _may_miss(self, key: str, version: int) -> bool:
-        return version <= self._excused.get(shard_of(key.encode(), self._shards), 0)
+        gaps = self._excused.get(shard_of(key.encode(), self._shards), ())
+        return any(place < version <= floor for place, floor in gaps)
 
     def check(self, operations: list[Operation]) -> list[str]:
         """Every acknowledged write of the history against what was told; and none took effect twice, acknowledged or not: each
