@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chaos.sim.run import CLIENTS, Options, SeedResult, run_seed
+from chaos.sim.knobs import CLIENTS
+from chaos.sim.run import Options, SeedResult, run_seed
 from client.bench.report import machine, write
 from client.cli.output import render_table
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import msgspec
 
-from chaos.sim.run import CLIENTS, Options, SeedResult, run_seed
+from chaos.sim.knobs import CLIENTS
+from chaos.sim.run import Options, SeedResult, run_seed
 from chaos.sim.schedule import KNOWN, Fault, words_for
 from cluster.errors import invalid
 

@@ -13,6 +13,7 @@ import typer
 
 from chaos.cli import seconds
 from chaos.sim.bugs_cli import bugs
+from chaos.sim.knobs import CLIENTS
 from client.cli.output import Exit, Output, fail, note
 from cluster.errors import invalid
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 MINUTES_MAX = 600.0
 SEEDS_MAX = 1_000_000
 JOBS_MAX = 64
-CLIENTS = 8  # as in chaos.sim.run, which is imported only when something runs
 
 app = typer.Typer(no_args_is_help=True)
 app.command("bugs")(bugs)

@@ -251,6 +251,8 @@ class SimCluster:
         self.transcript.note(name, how)
         if host.node is not None:
             host.held = {shard: replica.core.replica for shard, replica in host.node.shards.replicas.items()}
+        if host.medium.disk.fail_sync_in is None:
+            host.excused = False  # whatever has failed has ended with it
         host.process = host.node = None
         self.oracles.died(name)
         if how == "power":

@@ -13,6 +13,8 @@ from types import MappingProxyType
 from chaos.sim.tastes import Ranges
 from cluster.limits import DEFAULT, Limits, check
 
+CLIENTS = 8
+
 FLOORS = {
     "key_bytes_max": 64,
     "value_bytes_max": 64,

@@ -63,12 +63,6 @@ class Logs:
         self._logs[replica.shard][replica.core.replica] = (name, _Held(log, log.persisted_index))
         self._seen.pop(log, None)
 
-    def forget(self, name: str) -> None:
-        """The disk of that node was damaged: the replicas on it neither lead nor vote."""
-        for logs in self._logs.values():
-            for replica in [each for each, (node, _) in logs.items() if node == name]:
-                del logs[replica]
-
     # -- log matching --------------------------------------------------------------------------------------------------
 
     def compare(self, name: str, replica: Replica) -> None:

@@ -79,11 +79,6 @@ class Oracles:
                 self.logs.died(replica)
                 self._watched.pop(replica, None)
 
-    def damaged(self, name: str) -> None:
-        """The disk of a node that is down was damaged on purpose: it owes nothing any more."""
-        self.logs.forget(name)
-        self.promises.forget(name)
-
     def _watch(self, node: Node, replica: Replica) -> None:
         """From before its first apply, or, where it was placed on a node that runs, from when it is first seen."""
         self._watched[replica] = None

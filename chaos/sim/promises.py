@@ -114,8 +114,3 @@ class Promises:
             self._breach(f"{who} has voted for {core.vote} in term {core.term}, had told {voted} that it votes for it")
         if core.applied_index < held.applied:
             self._breach(f"{who} has applied {core.applied_index}, had {held.applied}")
-
-    def forget(self, name: str) -> None:
-        for place in [each for each, held in self._held.items() if held.node == name]:
-            del self._held[place]
-            self._acks.pop(place, None)

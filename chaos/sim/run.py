@@ -16,7 +16,7 @@ import msgspec
 
 from chaos.checkers.linearizability import Verdict
 from chaos.sim.cluster import SimCluster
-from chaos.sim.knobs import draw_limits
+from chaos.sim.knobs import CLIENTS, draw_limits
 from chaos.sim.load import Behind, Load
 from chaos.sim.loop import SimLoop, run
 from chaos.sim.nemesis import Nemesis
@@ -31,7 +31,6 @@ THOROUGH_EVERY = 10
 CONVICT_EVERY = 30
 CONVERGE_S = 60.0
 SETTLE_LOOK_S = 0.02
-CLIENTS = 8
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -121,7 +120,11 @@ class Run:
             verdict, reasons = Verdict.VIOLATION.value, self.cluster.oracles.breaches + reasons
         elif self.loop.problems:
             verdict = Verdict.VIOLATION.value
-        verdict, unknown, more = self._judge(verdict)
+        unknown, more = 0, list[str]()
+        try:
+            verdict, unknown, more = self._judge(verdict)
+        except Exception as error:
+            verdict, reasons = "crash", [*reasons, "".join(traceback.format_exception(error))]
         return SeedResult(
             seed=self.options.seed,
             verdict=verdict,

@@ -12,6 +12,7 @@ import pytest
 
 from chaos.bugs.catalogue import CATALOGUE
 from chaos.bugs.patch import infected
+from chaos.sim.load import Load
 from chaos.sim.nemesis import Nemesis
 from chaos.sim.run import Options, Run, SeedResult, run_seed
 from chaos.sim.schedule import GROUPS, MIXES, Fault, draw_schedule, kinds_in, kinds_of, words_for
@@ -100,6 +101,29 @@ def test_the_words_for_kinds_name_them_all(words: str) -> None:
 def test_another_seed_is_another_trace() -> None:
     hashes = {run_seed(Options(seed=seed, duration_s=2.0)).trace_hash for seed in (1, 2)}
     assert len(hashes) == 2
+
+
+def test_a_judge_that_dies_is_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(load: Load, *, complete: bool) -> None:
+        raise RuntimeError("no judgement")
+
+    monkeypatch.setattr(Load, "judge", judge)
+    result = run_seed(Options(seed=1, duration_s=1.0, schedule=()))
+    assert result.verdict == "crash" and "no judgement" in result.reasons[0], told(result)
+
+
+@pytest.mark.parametrize("ripe", [False, True])
+def test_a_fault_counts_once_it_has_done_something(ripe: bool) -> None:
+    """A trap when it springs, a sync when it fails, a cut when it cuts; and a failure that never came excuses nothing."""
+    draws = (0.0, 0.3, 0.0)
+    ends_s, trap = (6.0, "at-commit") if ripe else (0.02, "at-snapshot")
+    faults = (Fault(2.0, "cut", 1.0, draws), Fault(2.001, "cut", 1.0, draws), Fault(2.002, trap, 0.2, draws))
+    sync = Fault(2.003, "failed-sync", 0.0, (0.0, 0.3, 0.0 if ripe else 0.9))
+    run = Run(Options(seed=3, duration_s=2.005 + ends_s, schedule=(*faults, sync), shipped_limits=True))
+    result = run.execute()
+    assert result.verdict == "ok", told(result)
+    assert result.faults == (3 if ripe else 1), told(result)
+    assert not any(host.excused for host in run.cluster.hosts.values())
 
 
 def test_a_schedule_is_data() -> None:
