@@ -38,7 +38,14 @@ FLOORS = {
 
 DRAWN_SHARE = 0.6
 EAGER = frozenset(
-    {"segment_bytes", "flush_log_bytes", "log_entries_kept_max", "append_entries_max", "entry_requests_max"}
+    {
+        "segment_bytes",
+        "flush_log_bytes",
+        "log_entries_kept_max",
+        "append_entries_max",
+        "entry_requests_max",
+        "down_after_ms",
+    }
 )
 """Drawn almost always: as shipped they are too large to matter in a minute."""
 EAGER_SHARE = 0.9

@@ -20,7 +20,7 @@ from chaos.sim.knobs import CLIENTS, draw_limits
 from chaos.sim.load import Behind, Load
 from chaos.sim.loop import SimLoop, run
 from chaos.sim.nemesis import Nemesis
-from chaos.sim.schedule import NAMES, Fault, draw_schedule
+from chaos.sim.schedule import NAMES, PROMPT, Fault, draw_schedule
 from chaos.sim.tastes import taste_of
 from chaos.sim.transcript import Transcript
 from cluster.limits import DEFAULT
@@ -45,7 +45,7 @@ class Options(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...] = NAMES
     schedule: tuple[Fault, ...] | None = None
     shipped_limits: bool = False
-    stale_bound: bool = True  # judge what stale reads say of their age
+    stale_bound: bool = True  # judge what stale reads say of their age, where no fault holds messages up
 
 
 class SeedResult(msgspec.Struct):
@@ -144,7 +144,8 @@ class Run:
         """What the clients saw, in the light of how the run ended."""
         said, unknown, reasons = self.load.judge(complete=verdict == Verdict.OK.value)
         self.transcript.data(self.load.file.getvalue())
-        stale = self.load.stale.check(self.load.history().operations) if self.options.stale_bound else []
+        judged = self.options.stale_bound and PROMPT.issuperset(fault.kind for fault in self.schedule)
+        stale = self.load.stale.check(self.load.history().operations) if judged else []
         if said is Verdict.VIOLATION or stale:
             return Verdict.VIOLATION.value, unknown, reasons + stale
         if verdict == Verdict.OK.value:

@@ -88,6 +88,13 @@ GROUPS = MappingProxyType(
         "members": tuple(kind.name for kind in MEMBERS),
     }
 )
+PROMPT = frozenset(
+    {
+        *("kill", "kill-leader", "power", "power-all", "stop", "reset", "full-disk", "failed-sync", "unreadable"),
+        *("clock-jump", "clock-rate", "move", "at-sync", *GROUPS["damage"], *GROUPS["members"]),
+    }
+)
+"""These hold no message up. A replica counts the age of what it has from when its leader's word arrives, not from when it was said."""
 MIXES = (("all",), ("all", "damage"), ("all", "members"), ("all", "damage", "members"))
 """What seeds use, in turn, when nobody says which faults they shall have."""
 KNOWN = (*NAMES, *GROUPS["damage"], *GROUPS["members"])
