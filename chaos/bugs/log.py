@@ -115,11 +115,13 @@ LOG_BUGS = (
         "appends-anywhere",
         "an append is taken without comparing the entry before it",
         (Patch(core, "HANDLERS", handlers(on_append=_match_without_term)),),
+        taste="old leaders",
     ),
     Bug(
         "commits-its-own-tail",
         "a follower commits up to the leader's commit index, beyond what it knows to match",
         (Patch(core, "HANDLERS", handlers(on_append=_commit_own_tail)),),
+        taste="old leaders",
     ),
     Bug(
         "acknowledges-its-own-tail",

@@ -120,6 +120,7 @@ SESSION_BUGS = (
         "deposed-is-definite",
         "a deposed leader fails what it proposed as definitely not applied",
         (Patch(Replica, "_follow_role", _follow_role_definitely),),
+        taste="fresh leaders",
     ),
     Bug(
         "takes-anothers-result",

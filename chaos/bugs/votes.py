@@ -53,7 +53,6 @@ VOTE_BUGS = (
         "forgets-its-vote",
         "the term is written to disk, and the vote is not",
         (Patch(output, "_hand_hard_state", _write_no_vote),),
-        seed=1,
     ),
     Bug(
         "breaks-its-promise",

@@ -1,8 +1,8 @@
 """`tenfold sim bugs`: puts one bug after the other into the code and demands that seeds find it.
 
 A bug counts as found when a seed convicts the code with it and acquits the code without it; a run that only fails to converge
-convicts too. The seed at which the bug was last found is tried first, then 1, 2, 3 and so on, where most are of the taste that
-the bug hints at: seeds go stale whenever the code changes. Both are a matter of speed alone (`--from-one` leaves them out).
+convicts too. Seeds are 1, 2, 3 and so on, where most are of the taste that the bug hints at, which is a matter of speed alone
+(`--from-one` leaves hints out).
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def bugs(
     findings = []
     honest = Honest(jobs)
     for bug in chosen(only):
-        known = bug._replace(seed=0, taste="") if from_one else bug
-        finding = search(known, seconds, jobs=jobs, honest=honest)
+        sought = bug._replace(taste="") if from_one else bug
+        finding = search(sought, seconds, jobs=jobs, honest=honest)
         findings.append(finding)
         told = f"seed {finding.seed}, {finding.oracle}" if finding.found else "NOT FOUND"
         note(f"{bug.name}: {told}, {finding.seconds:.1f} s")
@@ -148,7 +148,7 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, honest: Honest) -> Findin
     spent = 0.0  # on the code without the bug, which is no part of the search
 
     def cases() -> Iterator[Case]:
-        for seed in seeds(bug.seed, bug.taste):
+        for seed in seeds(bug.taste):
             if convicted or clock() - started - spent >= seconds:
                 return
             yield _case(seed, bug.name)
@@ -171,25 +171,21 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, honest: Honest) -> Findin
     return Finding(bug.name, bug.what, True, convicted[0].seed, took, oracle_of(reason), reason)
 
 
-def seeds(first: int, taste: str) -> Iterator[int]:
-    """`first`, and then each seed once; those of `taste` come earlier than it is their turn."""
+def seeds(taste: str) -> Iterator[int]:
+    """Each seed once; those of `taste` come earlier than it is their turn."""
     from chaos.sim.tastes import taste_of
 
-    if first:
-        yield first
     hinted = (seed for seed in count(1) if taste_of(seed).name == taste)
     others = (seed for seed in count(1) if taste_of(seed).name != taste)
     for turn in count(1):
-        seed = next(others if not taste or turn % OTHERS_EVERY == 0 else hinted)
-        if seed != first:
-            yield seed
+        yield next(others if not taste or turn % OTHERS_EVERY == 0 else hinted)
 
 
 def _case(seed: int, bug: str) -> Case:
     from chaos.sim.case import Case
     from chaos.sim.run import Options
 
-    return Case(Options(seed=seed, duration_s=DURATION_S, stale_bound=True), bug)
+    return Case(Options(seed=seed, duration_s=DURATION_S), bug)
 
 
 def check_patch(bug: Bug, reasons: Sequence[str]) -> None:
@@ -215,8 +211,11 @@ def oracle_of(reason: str) -> str:
 
 def rows(document: dict[str, Any]) -> Iterator[str]:
     """The table of the README from a result document."""
-    yield "| bug | what it does wrong | oracle | seed | seconds |"
+    from chaos.bugs.catalogue import CATALOGUE
+
+    yield "| bug | what it does wrong | oracle | taste | seconds |"
     yield "|---|---|---|---|---|"
     for each in document["bugs"]:
         oracle = each["oracle"] if each["found"] else "not found"
-        yield f"| {each['name']} | {each['what']} | {oracle} | {each['seed'] or ''} | {each['seconds']} |"
+        taste = CATALOGUE[each["name"]].taste
+        yield f"| {each['name']} | {each['what']} | {oracle} | {taste} | {each['seconds']} |"

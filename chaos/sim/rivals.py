@@ -12,7 +12,6 @@ from typing import Any
 from chaos.sim.attacks import LOOK_S, Means
 from chaos.sim.cluster import SimCluster
 from chaos.sim.schedule import Fault
-from cluster.raft.progress import ProgressState
 from cluster.types import Role
 
 SETTLE_S = (0.02, 0.3)
@@ -24,9 +23,9 @@ SOON_S = (0.005, 0.1)
 PAUSE = (0.9, 2.5)
 """In promises of a voter."""
 LATE_S = (0.0005, 0.5)
-STALLS_ITSELF, STALLS = 0.25, 0.6
+STALLS_ITSELF, STALLS = 0.2, 0.45
 ARRIVES_S = 4.0
-ARRIVING_S = (0.0, 0.01)
+ARRIVING_LOOK_S = 0.0003
 AWAY = (1.02, 1.4)
 """In lives of a session."""
 AWAY_S_MAX = 6.0
@@ -116,10 +115,10 @@ class Rivals:
         what = chance.random()
 
         def stall() -> None:
-            source, stall_s = self._cluster.leader(shard), chance.uniform(0.1, 0.8)
+            source, stall_s = self._cluster.leader(shard) or "", chance.uniform(0.1, 0.8)
             if what < STALLS_ITSELF:
                 source, stall_s = behind, chance.uniform(0.3, 3.0)
-            if not self._means.over and source is not None:
+            if not self._means.over and source in self._cluster.hosts:  # it may be no member any more
                 self._means.tell(fault.kind, self._means.stalled(source, stall_s))
 
         if what < STALLS:
@@ -144,20 +143,18 @@ class Rivals:
             if self._means.over or loop.now >= until:
                 return
             leader = self._cluster.leader(shard)
-            if leader is not None and self._needs_snapshot(shard, leader, behind):
-                loop.at(loop.now + chance.uniform(*ARRIVING_S), silence, leader)
+            if leader is not None and leader != behind and self._receives(shard, behind):
+                silence(leader)  # the header has come, and what follows has not
             else:
-                loop.at(loop.now + LOOK_S, look)
+                loop.at(loop.now + ARRIVING_LOOK_S, look)
 
         loop.at(loop.now + fault.for_s, look)
 
-    def _needs_snapshot(self, shard: int, leader: str, behind: str) -> bool:
-        """Whether that leader sends it one now."""
-        node, other = self._cluster.hosts[leader].node, self._cluster.hosts[behind].node
-        replica = node.shards.replicas.get(shard) if node is not None else None
-        mine = other.shards.replicas.get(shard) if other is not None else None
-        progress = replica.core.progress.get(mine.core.replica) if replica is not None and mine is not None else None
-        return progress is not None and progress.state is ProgressState.SNAPSHOT
+    def _receives(self, shard: int, name: str) -> bool:
+        """Whether a snapshot of that shard has begun to arrive there."""
+        host = self._cluster.hosts.get(name)
+        node = host.node if host is not None else None
+        return node is not None and shard in node.snapshots.installs._halves
 
     def old_word(self, fault: Fault) -> str:
         """What followers answered a leader is held up. Then it is paused until they may have another one, and what they had said

@@ -74,7 +74,7 @@ TASTES = (
         "left behind",
         MappingProxyType(
             {"at-snapshot": 4.0, "isolate": 3.0, "kill": 3.0, "power": 2.0, "cut": 2.0, "pause": 2.0, "stall-state": 1.0,
-             "slow-disk": 1.0, "reset": 1.0, "kill-leader": 1.0, "lost-answers": 2.0, "laggard": 6.0}
+             "slow-disk": 1.0, "reset": 1.0, "kill-leader": 1.0, "lost-answers": 2.0, "laggard": 14.0}
         ),
         ranges=MappingProxyType(
             {"log_entries_kept_max": (4, 12), "log_bytes_kept_max": (512, 2048), "snapshot_chunk_bytes": (256, 1024)}
