@@ -154,7 +154,7 @@ class Nemesis:
         return self.paused(self._leader(fault), fault.for_s)
 
     def paused(self, name: str | None, for_s: float) -> str:
-        process = self._cluster.hosts[name].process if name is not None else None
+        process = self._cluster.hosts[name].process if name in self._cluster.hosts else None
         if process is None or process.paused:
             return ""
         loop = self._cluster.loop

@@ -180,7 +180,8 @@ class Rivals:
 
     def _patience_s(self, shard: int, name: str) -> float:
         """How long that follower will wait for its leader still."""
-        node = self._cluster.hosts[name].node
+        host = self._cluster.hosts.get(name)
+        node = host.node if host is not None else None
         replica = node.shards.replicas.get(shard) if node is not None else None
         if replica is None or replica.core.role is not Role.FOLLOWER:
             return float("inf")
