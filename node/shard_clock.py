@@ -1,7 +1,8 @@
 """Shard time: the last committed stamp plus the monotonic time since this leader's first commit.
 
 It stands still while there is no leader, so a lease resumes where it was, and it advances at most one election timeout a
-step, so a leader that was paused does not expire everything at once. Milliseconds; monotonic seconds are arguments.
+step, so a leader that was paused does not expire everything at once. What a leader counted and never committed ends with its
+term: others have stamped less since, and a lease of theirs would end early. Milliseconds; monotonic seconds are arguments.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ class ShardClock:
 
     def start(self, time_ms: int, now: float) -> None:
         """The leader's first entry of its term is committed and applied; `time_ms` is the last committed stamp."""
-        self.time_ms = max(self.time_ms, time_ms)
+        self.time_ms = time_ms
         self.running = True
         self._at = now
         self._fraction_ms = 0.0
 
     def stop(self) -> None:
+        """Until the next start a stamp says nothing: the last committed one counts."""
         self.running = False
+        self.time_ms = 0
 
     def advance(self, now: float) -> None:
         if not self.running:
