@@ -37,19 +37,19 @@ def test_a_pause_counts_as_one_step(paused_s: float) -> None:
 
 def test_it_stands_still_while_nobody_leads() -> None:
     clock = started()
-    clock.advance(10.1)
+    clock.advance(10.125)
     clock.stop()
     clock.advance(11.0)
-    clock.start(5_100, 12.0)
-    clock.advance(12.1)
-    assert clock.time_ms == 5_200
+    clock.start(5_125, 12.0)
+    clock.advance(12.125)
+    assert clock.time_ms == 5_250
 
 
 def test_what_was_counted_and_never_committed_ends_with_the_term() -> None:
     """A leader that was cut off counts on; meanwhile another one leads from the last committed stamp, and leases are renewed by its time.
     Should the first one lead again from its own count, they would end early by the time it was cut off."""
     clock = started(time_ms=5_000)
-    clock.advance(10.9)
+    clock.advance(10.875)
     clock.stop()
     assert clock.time_ms == 0, "nothing that is stamped before the next start says anything"
     clock.start(5_200, 11.5)
