@@ -89,9 +89,10 @@ chaos-night: $(READY) ## kills and changing members, ten seeds each, and ten rol
 sim-night: $(READY) ## an hour of seeds in virtual time on two cores; one bad verdict fails
 	@$(BIN)/tenfold sim run --for $(NIGHT) --jobs $(JOBS)
 
-bench: $(READY) ## replication factor, callers and batches, a node that joins; tables and an SVG in build/bench
+bench: $(READY) ## replication factor, callers and batches, a node that joins, the simulator; tables and an SVG in build/bench
 	@$(BIN)/tenfold bench replication --out build/bench
 	@$(BIN)/tenfold bench move --out build/bench
+	@$(BIN)/tenfold sim bench --out build/bench
 
 clean: ## removes what this file built (.venv, caches, build); clusters' data stays
 	@rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
 
 import msgspec
+import psutil
 import structlog
 import uvloop
 
@@ -33,7 +34,7 @@ from cluster.limits import DEFAULT
 from cluster.local.layout import ROUTES
 from cluster.ports import Dial, StateDamaged, StorageFailed
 from cluster.wire.channel import dial
-from node.app import Node, Ports
+from node.app import Node, Ports, ProcessFigures
 from node.config import NodeConfig, read_config
 from node.storage.disk import RealDisk, boot_id
 from node.storage.identity import Identity
@@ -136,6 +137,7 @@ async def _run(config: NodeConfig, directory: Path) -> int:
         random=random.Random(),
         spawn=spawn,
         boot_id=boot_id(),
+        process=_figures,
     )
     node = Node(config, ports, DEFAULT)
     spawn.on_died = node.fail
@@ -165,6 +167,12 @@ def _routed(path: Path) -> Dial:
     routes = msgspec.json.decode(path.read_bytes(), type=dict[str, str])
     structlog.get_logger("node").info("routes", path=str(path), count=len(routes))
     return lambda address: dial(routes.get(address, address))
+
+
+def _figures() -> ProcessFigures:
+    process = psutil.Process()
+    times = process.cpu_times()
+    return ProcessFigures(process.pid, process.memory_info().rss, times.user + times.system)
 
 
 def _crash(why: str, failure: BaseException) -> NoReturn:

@@ -7,12 +7,10 @@ peers, background work. Order of death: leaderships handed over, no new work, an
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import psutil
 import structlog
 
 from cluster.errors import Code
@@ -53,6 +51,14 @@ STOP_GRACE_S = 2.0
 log = structlog.get_logger("node")
 
 
+class ProcessFigures(NamedTuple):
+    """What the operating system says of the process a node lives in. Where there is none, nothing."""
+
+    pid: int = 0
+    resident_bytes: int = 0
+    cpu_seconds: float = 0.0
+
+
 @dataclass(slots=True)
 class Ports:
     """What differs between a process and the simulator."""
@@ -65,6 +71,7 @@ class Ports:
     random: Random
     spawn: Spawn
     boot_id: str
+    process: Callable[[], ProcessFigures] = ProcessFigures
 
 
 class Node:
@@ -89,7 +96,8 @@ class Node:
         lived = kept.read(identity)
         self.incarnation = int(lived or b"0") + 1
         self._birth = config.first_map()
-        self._newborn = lived is None and not config.born
+        # One that joins may bear a member's name, and that one's disk is not here.
+        self._newborn = lived is None and not config.born and not config.join
         self.map = ClusterMap(self._birth, Sealed(ports.disk, MAP_PATH), identity)
         self.loss = Loss(Sealed(ports.disk, LOSS_PATH), identity)
         if not self._newborn and (lived is None or not segment_numbers(ports.disk)):
@@ -324,19 +332,18 @@ class Node:
     # -- status --------------------------------------------------------------------------------------------------------
 
     def status(self, *, digests: bool = False) -> node_pb2.StatusReply:
-        process = psutil.Process()
-        times = process.cpu_times()
+        process = self.ports.process()
         reply = node_pb2.StatusReply(
             node=self.config.node,
             incarnation=self.incarnation,
             address=self.address,
             epoch=self.map.epoch,
-            pid=os.getpid(),
+            pid=process.pid,
             replicas=self.shards.status(digests=digests),
             peers_up=self.peers.up(),
             log_bytes=self.log.disk_bytes,
-            resident_bytes=process.memory_info().rss,
-            cpu_seconds=times.user + times.system,
+            resident_bytes=process.resident_bytes,
+            cpu_seconds=process.cpu_seconds,
         )
         counters = {
             "rounds": self.pump.rounds,

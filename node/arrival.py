@@ -2,7 +2,7 @@
 
 Law: a replica never votes twice with different memories. A node whose log is intact knows every replica that was ever on it, so
 any other is new. One whose log is lost does not: it keeps the epoch up to which its replicas are lost, and opens nothing new until
-the meta leader has told it that epoch.
+the meta leader has told it that epoch. One that joins is taken for the same: a member of its name may have been there.
 """
 
 from __future__ import annotations
@@ -125,18 +125,14 @@ class Arrival:
         return reply
 
     async def _take(self, reply: node_pb2.JoinReply) -> None:
-        """After a loss the map first: what is known of it tells which of the map's replicas may begin here. A node without a map
-        first notes what the map may have placed under its name before: that was another's, whose disk is not here."""
+        """The map first: what is known of a loss tells which of its replicas may begin here."""
         if reply.map.cluster_id != self._config.cluster or not reply.map.epoch or not reply.epoch:
             raise TenfoldError(Code.WRONG_CLUSTER, f"the map is of cluster {reply.map.cluster_id.hex()!r}")
         log.info("let in", epoch=reply.map.epoch, lost=self._loss.epoch is None)
-        if self._loss.epoch is not None:
-            await self._loss.know(reply.epoch)
-            await self._map.update(reply.map)
-            return
         await self._map.update(reply.map)
-        await self._count_from(reply.epoch)
-        await self._loss.know(reply.epoch)
+        if self._loss.epoch is None:
+            await self._count_from(reply.epoch)
+            await self._loss.know(reply.epoch)
 
     def _seeds(self) -> list[str]:
         config = self._config

@@ -187,15 +187,20 @@ class Pump:
         if not await self._append(rounds):
             return
         self._peers.flush()
-        sync = asyncio.ensure_future(self._log.sync())
-        try:
-            if self._applying:
-                await asyncio.sleep(0)  # the sync starts, and the frames leave
-                await self._apply_committed()
-        finally:
-            await sync
+        if self._applying:
+            await self._sync_and_apply()
+        else:
+            await self._log.sync()
         self.synced_rounds += 1
         self._after_sync(work)
+
+    async def _sync_and_apply(self) -> None:
+        sync = asyncio.get_running_loop().create_task(self._log.sync(), name="sync")
+        try:
+            await asyncio.sleep(0)  # the sync starts, and the frames leave
+            await self._apply_committed()
+        finally:
+            await sync
 
     async def _append(self, rounds: list[ShardRound]) -> bool:
         """Writes the round. On a full disk nothing was written: the same round is tried until there is room. Meanwhile

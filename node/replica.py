@@ -268,9 +268,12 @@ class Replica:
         self._watchers.pop(future, None)
 
     def wake_watchers(self) -> None:
+        if not self._watchers:
+            return
         watchers, self._watchers = self._watchers, {}
         for future in watchers:
             if not future.done():
+                future.remove_done_callback(self._forget_watcher)  # it is forgotten already
                 future.set_result(None)
 
     def refuse_waiting(self, code: Code) -> None:

@@ -109,7 +109,6 @@ LOCK_BUGS = tuple(
             "leases-end-early-after-failover",
             "a new leader's shard time runs ahead",
             (Patch(ShardClock, "start", _fresh_clock),),
-            seed=3,
         ),
         Bug(
             "tokens-begin-anew-after-a-snapshot",
@@ -129,7 +128,6 @@ LOCK_BUGS = tuple(
             "grants-to-a-dead-lease",
             "a grant does not look whether the waiter's lease lives",
             (Patch(Claim, "alive", lambda *_: True), Patch(LockTable, "pulse", _lease_by_lease)),
-            seed=6,
         ),
         Bug(
             "releases-anothers",

@@ -7,7 +7,7 @@ from typing import Any
 from chaos.bugs.patch import Bug, Patch, handlers
 from cluster.raft import core, follower, output, read_index, reconfigure, replication
 from cluster.raft.messages import Message
-from cluster.raft.state import HEARTBEAT_REPLY, State, send
+from cluster.raft.state import APPEND_REPLY, HEARTBEAT_REPLY, State, send
 
 READY = output.ready
 ON_APPEND = follower.on_append
@@ -68,6 +68,16 @@ def _acknowledge_own_tail(state: State, message: Message, index: int) -> None:
     ACCEPT(state, message, max(index, state.log.last_index))
 
 
+def _refuse_below_commit(state: State, message: Message) -> None:
+    """Asks to go on from below what is committed here, which alone is right and only slower. As it is, the leader's first append
+    that matches begins where the logs part, so that no tail ever outlives it."""
+    log = state.log
+    hint = max(log.base_index, state.commit_index - 1)
+    reply = Message(APPEND_REPLY, state.replica, message.sender, state.term, message.index, context=message.context)
+    reply.reject, reply.hint_index, reply.hint_term = True, hint, log.term_at(hint) or 0
+    send(state, reply)
+
+
 def _heartbeat_commits_all(state: State, message: Message) -> None:
     follower.heard(state, message)
     state.commit_index = max(state.commit_index, state.log.last_index)
@@ -92,27 +102,32 @@ LOG_BUGS = (
         "commits-an-earlier-term",
         "counts replicas for entries of earlier terms (paper, figure 8)",
         (Patch(replication, "maybe_commit", _commit_any_term),),
+        taste="fresh leaders",
     ),
     Bug("commits-without-majority", "a quorum is one too small", (Patch(replication, "maybe_commit", _commit_alone),)),
     Bug(
         "truncates-without-conflict",
         "a late append cuts off what came after it",
         (Patch(follower, "_merge", _always_merge),),
+        taste="bad lines",
     ),
     Bug(
         "appends-anywhere",
         "an append is taken without comparing the entry before it",
         (Patch(core, "HANDLERS", handlers(on_append=_match_without_term)),),
+        taste="old leaders",
     ),
     Bug(
         "commits-its-own-tail",
         "a follower commits up to the leader's commit index, beyond what it knows to match",
         (Patch(core, "HANDLERS", handlers(on_append=_commit_own_tail)),),
+        taste="old leaders",
     ),
     Bug(
         "acknowledges-its-own-tail",
         "a follower acknowledges its whole log, not what was found to match",
-        (Patch(follower, "_accept", _acknowledge_own_tail),),
+        (Patch(follower, "_accept", _acknowledge_own_tail), Patch(follower, "_refuse", _refuse_below_commit)),
+        taste="bad lines",
     ),
     Bug(
         "heartbeat-commits-all",

@@ -18,13 +18,14 @@ class Patch(NamedTuple):
 
 
 class Bug(NamedTuple):
-    """`what` says in one line what the code does wrong. `seed` has found it before, and is tried first (0: none).
-    `workload` is the load under which it shows."""
+    """`what` says in one line what the code does wrong. `taste` names the kind of attack that brings about what it needs
+    (chaos/sim/tastes.py): seeds of that taste come before the others, which is a matter of speed alone. `workload` is the load
+    under which it shows."""
 
     name: str
     what: str
     patches: Sequence[Patch]
-    seed: int = 0
+    taste: str = ""
     workload: str = "kv"
 
 

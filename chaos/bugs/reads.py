@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chaos.bugs.patch import Bug, Patch
-from cluster.raft import read_index, replication
+from cluster.raft import heartbeat, read_index, replication
 from cluster.raft.messages import ReadState
 from cluster.raft.progress import Progress
 from cluster.raft.settings import RaftSettings
@@ -27,11 +27,11 @@ def _read_at_once(state: State, context: int) -> None:
 
 
 def _confirmed_before(state: State, context: int) -> None:
-    """An answer to what had left already confirms it."""
+    """An answer that comes after it confirms it, even one to what had left already."""
     START(state, context)
     if state.reads:
         stamp, read = state.reads.pop()
-        state.reads.append((stamp - 1, read))
+        state.reads.append((min(stamp, heartbeat.quorum_stamp(state) + 1), read))
 
 
 def _answered_before_applied(replica: Replica, ready: Any) -> None:
@@ -94,37 +94,44 @@ READ_BUGS = (
         "reads-before-the-first-commit",
         "a new leader reads before anything of its term is committed",
         (Patch(read_index, "queue", START),),
+        taste="fresh leaders",
     ),
     Bug(
         "reads-confirmed-before",
         "a read is confirmed by answers to what had left before it came",
         (Patch(read_index, "_start", _confirmed_before),),
+        taste="old leaders",
     ),
     Bug(
         "reads-before-applied",
         "a confirmed read does not wait until its index is applied",
         (Patch(Replica, "_reads_confirmed", _answered_before_applied),),
+        taste="left behind",
     ),
     Bug("lease-for-ever", "the leader's lease never ends", (Patch(read_index, "lease_read_index", _lease_for_ever),)),
     Bug(
         "lease-from-the-answer",
         "the lease counts from when an answer came, not from when it was asked for",
         (Patch(replication, "acknowledged", _lease_from_the_answer),),
+        taste="old leaders",
     ),
     Bug(
         "lease-too-long",
         "the lease lasts longer than a voter's promise",
         (Patch(RaftSettings, "lease_ticks", property(_long_lease)),),
+        taste="old leaders",
     ),
     Bug(
         "lease-through-a-pause",
         "after a pause the lease is taken to be as young as it was before",
         (Patch(NodeService, "_query", _lease_with_old_time),),
+        taste="old leaders",
     ),
     Bug(
         "stale-and-calls-it-fresh",
         "a follower that lags is fresh because its leader speaks",
         (Patch(Replica, "_freshen", _fresh_since_heard),),
+        taste="left behind",
     ),
     Bug(
         "watch-skips",

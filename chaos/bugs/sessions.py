@@ -109,6 +109,7 @@ SESSION_BUGS = (
         "retries-under-another-session",
         "a client sends what is in doubt again under a new session",
         (Patch(ShardQueue, "_session_expired", _try_again_under_another),),
+        taste="bad lines",
     ),
     Bug(
         "timeout-is-failure",
@@ -119,6 +120,7 @@ SESSION_BUGS = (
         "deposed-is-definite",
         "a deposed leader fails what it proposed as definitely not applied",
         (Patch(Replica, "_follow_role", _follow_role_definitely),),
+        taste="fresh leaders",
     ),
     Bug(
         "takes-anothers-result",

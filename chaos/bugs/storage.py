@@ -8,8 +8,9 @@ from typing import Any
 
 from chaos.bugs.patch import Bug, Patch
 from cluster.raft import follower
-from cluster.raft.core import RaftCore
-from cluster.raft.messages import Message, SnapshotPoint
+from cluster.raft.messages import Message
+from node.replica import Replica
+from node.snapshots import Sending, Snapshots
 from node.storage import log as log_module
 from node.storage import record, recovery, segment, snapshot
 from node.storage.log import Log
@@ -22,7 +23,8 @@ READ_RECORD = record.read_record
 READ_PAIRS = snapshot.read_pairs
 CREATE_SEGMENT = segment.create_segment
 FLUSH = NodeState.flush
-SNAPSHOT_POINT = RaftCore.snapshot_point
+FREEZE = Snapshots._freeze
+UNTIL_STREAM_S = 0.05
 
 
 async def _no_sync(log: Log) -> None:
@@ -102,17 +104,27 @@ async def _no_flush_between_rounds(state: NodeState) -> Any:
     return await FLUSH(state)
 
 
-def _point_ahead(state: RaftCore) -> SnapshotPoint:
-    """What is committed, not what is applied: the state may lack some of it."""
-    point = SNAPSHOT_POINT(state)
-    index = min(state.commit_index, state.log.persisted_index)
-    return SnapshotPoint(index, state.log.term_at(index) or point.term, point.configuration)
+async def _freeze_apart(snapshots: Snapshots, replica: Replica, message: Message) -> Any:
+    """The state is frozen at once, and its index read when the stream begins."""
+    early: list[Any] = []
+
+    async def job() -> None:
+        early.append(replica.state.snapshot())
+
+    await snapshots._pump.exclusively(job)
+    try:
+        await asyncio.sleep(UNTIL_STREAM_S)
+        sending = await FREEZE(snapshots, replica, message)
+    except BaseException:
+        early[0].close()
+        raise
+    sending.source.close()
+    return Sending(sending.header, early[0], sending.check)
 
 
 def _want_any(state: Any, message: Message) -> bool:
-    """Also one that is older than what is here."""
-    right = message.receiver == state.replica and message.sender != state.replica
-    return bool(right and message.term >= state.term and message.index > state.log.base_index)
+    """Also one that is older than what is here, or of a leader that is deposed."""
+    return bool(message.receiver == state.replica and message.sender != state.replica)
 
 
 STORAGE_BUGS = (
@@ -121,6 +133,7 @@ STORAGE_BUGS = (
         "fsync-comes-later",
         "a round is written before the one before it is durable",
         (Patch(Log, "sync", _sync_later),),
+        taste="in the dark",
     ),
     Bug(
         "names-not-synced",
@@ -131,9 +144,20 @@ STORAGE_BUGS = (
         "torn-tail-accepted",
         "recovery takes a record whose checksum does not match",
         (Patch(recovery, "read_record", _intact), Patch(Recovery, "_is_whole", lambda *_: True)),
+        taste="in the dark",
     ),
-    Bug("releases-too-early", "segments go before the state is flushed", (Patch(Log, "release", _release_all),)),
-    Bug("flush-covers-later", "durable-applied is read after the flush", (Patch(NodeState, "flush", _flush_of_later),)),
+    Bug(
+        "releases-too-early",
+        "segments go before the state is flushed",
+        (Patch(Log, "release", _release_all),),
+        taste="in the dark",
+    ),
+    Bug(
+        "flush-covers-later",
+        "durable-applied is read after the flush",
+        (Patch(NodeState, "flush", _flush_of_later),),
+        taste="in the dark",
+    ),
     Bug(
         "skips-after-a-crash",
         "the applied index is written apart from what was applied",
@@ -152,16 +176,19 @@ STORAGE_BUGS = (
     Bug(
         "snapshot-ahead-of-state",
         "a snapshot names an index that its state has not applied yet",
-        (Patch(RaftCore, "snapshot_point", _point_ahead),),
+        (Patch(Snapshots, "_freeze", _freeze_apart),),
+        taste="left behind",
     ),
     Bug(
         "older-snapshot-wins",
         "a snapshot is installed over a newer state",
         (Patch(follower, "wants_snapshot", _want_any),),
+        taste="left behind",
     ),
     Bug(
         "base-moves-first",
         "the log's base moves before an installed snapshot is durable",
         (Patch(NodeState, "flush", _no_flush_between_rounds),),
+        taste="left behind",
     ),
 )

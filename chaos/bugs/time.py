@@ -72,5 +72,6 @@ TIME_BUGS = (
         "never-wakes",
         "a silent follower does not wake when its leader is gone",
         (Patch(silence, "wake", _never_wakes),),
+        taste="quiet",
     ),
 )

@@ -47,6 +47,7 @@ VOTE_BUGS = (
         "votes-twice",
         "does not remember whom it voted for",
         (Patch(core, "HANDLERS", handlers(on_vote=_vote_twice)),),
+        taste="fresh leaders",
     ),
     Bug(
         "forgets-its-vote",
@@ -57,11 +58,13 @@ VOTE_BUGS = (
         "breaks-its-promise",
         "a voter helps another candidate while its leader's lease may last",
         (Patch(election, "promised", lambda *_: False),),
+        taste="rivals",
     ),
     Bug(
         "forgets-its-promise",
         "after a restart a voter helps a candidate while its leader's lease may last",
         (Patch(RaftCore, "__init__", _forget_promise),),
+        taste="rivals",
     ),
     Bug(
         "never-steps-down",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from chaos.sim.cluster import SimCluster
+from chaos.sim.disk import LOG
 from chaos.sim.schedule import Fault
 from cluster.types import Role
 from node.replica import Replica
@@ -20,6 +21,7 @@ from node.replica import Replica
 LOOK_S = 0.001
 ARMED_S = 8.0
 """A trap that nothing springs is forgotten after so long."""
+FLICKERS_MAX = 5
 SOON_S = (0.0001, 0.05)
 DRIFT = 0.045
 """Two clocks drift apart by less than the declared 10%."""
@@ -39,6 +41,8 @@ class Means(Protocol):
 
     def paused(self, name: str | None, for_s: float) -> str: ...
 
+    def stalled(self, name: str, for_s: float) -> str: ...
+
     def rate(self, name: str, rate: float, for_s: float) -> None: ...
 
     def tell(self, kind: str, told: str) -> None: ...
@@ -55,16 +59,30 @@ class Attacks:
     # -- traps ---------------------------------------------------------------------------------------------------------
 
     def at_election(self, fault: Fault) -> str:
-        return self._arm(fault, self._election) + self._provoke(fault)
+        return self._arm(fault, self._election) or self._provoke(fault)
 
     def at_vote(self, fault: Fault) -> str:
-        return self._arm(fault, self._vote) + self._provoke(fault)
+        return self._arm(fault, self._vote) or self._provoke(fault)
 
     def at_commit(self, fault: Fault) -> str:
         return self._arm(fault, self._commit)
 
     def at_flush(self, fault: Fault) -> str:
         return self._arm(fault, self._flush)
+
+    def at_sync(self, fault: Fault) -> str:
+        """Power is cut while a round is written and not yet durable. Often it flickers, and goes again and again."""
+        chance, until = _chance(fault), self._cluster.loop.now + ARMED_S
+        left = 1 + chance.randrange(FLICKERS_MAX)
+
+        def again() -> None:
+            nonlocal left
+            if left:
+                left -= 1
+                self._watch(fault, self._sync(fault), chance, until, again)
+
+        again()
+        return ""
 
     def at_roll(self, fault: Fault) -> str:
         return self._arm(fault, self._roll)
@@ -83,7 +101,7 @@ class Attacks:
                 self._watch(fault, self._election(fault), chance, until, again)
 
         again()
-        return f"a hunt for leaders of shard {self._shard(fault)} for {fault.for_s}{provoked}"
+        return provoked
 
     def seesaw(self, fault: Fault) -> str:
         """Each fresh leader of a shard is silenced, early or late, and the one before it set free: two logs grow apart and
@@ -116,18 +134,18 @@ class Attacks:
             again(self._election(fault))
         else:
             silence(leader)
-        return f"a seesaw of leaders of shard {self._shard(fault)} for {fault.for_s}"
+        return ""
 
     def _provoke(self, fault: Fault) -> str:
         """Elections that do not come by themselves are brought about."""
         leader = self._cluster.leader(self._shard(fault))
         if leader is None or fault.draws[2] < 0.3:
             return ""
-        return f"; {self._means.down(leader, 'kill', max(0.2, fault.for_s / 2))}"
+        return self._means.down(leader, "kill", max(0.2, fault.for_s / 2))
 
     def _arm(self, fault: Fault, event: Callable[[Fault], Event]) -> str:
         self._watch(fault, event(fault), _chance(fault), self._cluster.loop.now + ARMED_S, lambda: None)
-        return "a trap"
+        return ""  # it counts when it springs
 
     def _watch(self, fault: Fault, event: Event, chance: random.Random, until: float, then: Callable[[], None]) -> None:
         loop = self._cluster.loop
@@ -138,14 +156,16 @@ class Attacks:
             loop.at(loop.now + LOOK_S, self._watch, fault, event, chance, until, then)
             return
         low, high = SOON_S
-        soon = 0.0 if chance.random() < 0.4 else low * (high / low) ** chance.random()
+        soon = 0.0 if chance.random() < 0.4 or fault.kind == "at-sync" else low * (high / low) ** chance.random()
         loop.at(loop.now + soon, self._spring, fault, victim, chance, then)
 
     def _spring(self, fault: Fault, victim: str, chance: random.Random, then: Callable[[], None]) -> None:
         if self._means.over:
             return
         actions, for_s = ACTIONS, fault.for_s
-        if fault.kind == "hunt":
+        if fault.kind == "at-sync":
+            actions = ("power",)
+        elif fault.kind == "hunt":
             # It has habits, and lets go soon, so that who was hit can stand again while the others have moved on.
             actions = ("mute", "mute", ACTIONS[int(fault.draws[0] * len(ACTIONS))], "spare")
             for_s = 0.1 * 20 ** chance.random()
@@ -241,6 +261,18 @@ class Attacks:
             nonlocal most
             most = max(most, len(undo))
             return host if len(undo) < most else None
+
+        return look
+
+    def _sync(self, fault: Fault) -> Event:
+        host = self._host(fault)
+        machine = self._cluster.hosts[host]
+        disk, early = machine.medium.disk, fault.draws[0] < 0.2  # early: before the node serves, too
+
+        def look() -> str | None:
+            if machine.node is None and not early:
+                return None
+            return host if any(inode.unsynced for path, inode in disk.names.items() if path.startswith(LOG)) else None
 
         return look
 

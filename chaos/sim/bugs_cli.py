@@ -1,14 +1,15 @@
 """`tenfold sim bugs`: puts one bug after the other into the code and demands that seeds find it.
 
 A bug counts as found when a seed convicts the code with it and acquits the code without it; a run that only fails to converge
-convicts too. The seed at which the bug was last found is tried first, then 1, 2, 3 and so on: seeds go stale whenever the code
-changes, and are a matter of speed alone (`--from-one` leaves them out).
+convicts too. Seeds are 1, 2, 3 and so on, where most are of the taste that the bug hints at, which is a matter of speed alone
+(`--from-one` leaves hints out).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -26,6 +27,8 @@ DURATION_S = 12.0
 CONVICTING = frozenset({"violation", "never-converged"})
 SECONDS_MAX = 3600.0
 JOBS_MAX = 64
+OTHERS_EVERY = 4
+"""One seed in so many is the next of any taste, where a bug hints at one."""
 
 ORACLES = (
     ("two votes", "one vote a term"),
@@ -34,6 +37,10 @@ ORACLES = (
     ("unsafe commit", "commits are safe"),
     ("incomplete leader", "leader completeness"),
     ("logs do not match", "log matching"),
+    ("a read of the past", "reads are recent"),
+    ("an early read", "reads are recent"),
+    ("a lease that is over", "reads are recent"),
+    ("two leases", "one lease at a time"),
     ("has lost what it held for durable", "durable is durable"),
     ("has quarantined", "no false alarm"),
     (" differ: ", "one digest at one index"),
@@ -70,9 +77,16 @@ class Finding(msgspec.Struct):
 
 def bugs(
     only: Annotated[str, typer.Option(help="Only these bugs, separated by commas.")] = "",
-    seconds: Annotated[float, typer.Option(help="How long to search for each.", min=1.0, max=SECONDS_MAX)] = 60.0,
+    seconds: Annotated[
+        float,
+        typer.Option(
+            help="How long to search for each: of one core, or, with several jobs, of the clock.",
+            min=1.0,
+            max=SECONDS_MAX,
+        ),
+    ] = 60.0,
     jobs: Annotated[int, typer.Option(help="Seeds at a time, each in a process.", min=1, max=JOBS_MAX)] = 1,
-    from_one: Annotated[bool, typer.Option("--from-one", help="Do not begin with the seed of last time.")] = False,
+    from_one: Annotated[bool, typer.Option("--from-one", help="Seeds 1, 2, 3 and so on, without any hint.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Write the result as one JSON document.")] = False,
 ) -> None:
     """Search for every bug of the catalogue. What is not found is a hole in the simulator.
@@ -82,7 +96,8 @@ def bugs(
     findings = []
     honest = Honest(jobs)
     for bug in chosen(only):
-        finding = search(bug, seconds, jobs=jobs, first=0 if from_one else bug.seed, honest=honest)
+        sought = bug._replace(taste="") if from_one else bug
+        finding = search(sought, seconds, jobs=jobs, honest=honest)
         findings.append(finding)
         told = f"seed {finding.seed}, {finding.oracle}" if finding.found else "NOT FOUND"
         note(f"{bug.name}: {told}, {finding.seconds:.1f} s")
@@ -125,26 +140,19 @@ class Honest:
         return self._known[key]
 
 
-def search(bug: Bug, seconds: float, *, jobs: int = 1, first: int = 0, honest: Honest) -> Finding:
-    """Seed after seed until one convicts, as long as `seconds` allow to begin another."""
+def search(bug: Bug, seconds: float, *, jobs: int = 1, honest: Honest) -> Finding:
+    """Seed after seed until one convicts, as long as `seconds` allow to begin another: of one core, or, with several `jobs`, of
+    the clock."""
     from chaos.sim.jobs import run_cases
 
-    started = time.monotonic()
+    clock = time.process_time if jobs == 1 else time.monotonic
+    started = clock()
     convicted: list[SeedResult] = []
     spent = 0.0  # on the code without the bug, which is no part of the search
 
-    def seeds() -> Iterator[int]:
-        if first:
-            yield first
-        seed = 0
-        while True:
-            seed += 1
-            if seed != first:
-                yield seed
-
     def cases() -> Iterator[Case]:
-        for seed in seeds():
-            if convicted or time.monotonic() - started - spent >= seconds:
+        for seed in seeds(bug.taste):
+            if convicted or clock() - started - spent >= seconds:
                 return
             yield _case(seed, bug.name, bug.workload)
 
@@ -153,17 +161,27 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, first: int = 0, honest: H
         if result.verdict not in CONVICTING or convicted:
             return
         check_patch(bug, result.reasons)
-        began = time.monotonic()
+        began = clock()
         if honest.passes(result.seed, bug.workload):
             convicted.append(result)
-        spent += time.monotonic() - began
+        spent += clock() - began
 
     run_cases(cases(), jobs, tell)
-    took = round(time.monotonic() - started - spent, 1)
+    took = round(clock() - started - spent, 1)
     if not convicted:
         return Finding(bug.name, bug.what, False, None, took, "", "")
     reason = _first(convicted[0].reasons)
     return Finding(bug.name, bug.what, True, convicted[0].seed, took, oracle_of(reason), reason)
+
+
+def seeds(taste: str) -> Iterator[int]:
+    """Each seed once; those of `taste` come earlier than it is their turn."""
+    from chaos.sim.tastes import taste_of
+
+    hinted = (seed for seed in count(1) if taste_of(seed).name == taste)
+    others = (seed for seed in count(1) if taste_of(seed).name != taste)
+    for turn in count(1):
+        yield next(others if not taste or turn % OTHERS_EVERY == 0 else hinted)
 
 
 def _case(seed: int, bug: str, workload: str) -> Case:
@@ -196,7 +214,11 @@ def oracle_of(reason: str) -> str:
 
 def rows(document: dict[str, Any]) -> Iterator[str]:
     """The table of the README from a result document."""
-    yield "| bug | what it does wrong | oracle | seed | seconds |"
+    from chaos.bugs.catalogue import CATALOGUE
+
+    yield "| bug | what it does wrong | oracle | taste | seconds |"
     yield "|---|---|---|---|---|"
     for each in document["bugs"]:
-        yield f"| {each['name']} | {each['what']} | {each['oracle']} | {each['seed']} | {each['seconds']} |"
+        oracle = each["oracle"] if each["found"] else "not found"
+        taste = CATALOGUE[each["name"]].taste
+        yield f"| {each['name']} | {each['what']} | {oracle} | {taste} | {each['seconds']} |"

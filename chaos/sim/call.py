@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import types
 from collections import deque
+from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
 from chaos.sim.network import Connection, Network
@@ -33,7 +35,9 @@ class Half:
     def put(self, data: bytes) -> None:
         if not self.ended:
             self.messages.append(data)
-            _wake(self.waiter)
+            waiter = self.waiter
+            if waiter is not None and not waiter.done():
+                waiter.set_result(None)
 
     def end(self, error: Exception | None) -> None:
         if not self.ended:
@@ -48,8 +52,8 @@ class Half:
                 if self.error is not None:
                     raise self.error
                 return None
-            self.waiter = asyncio.get_running_loop().create_future()
-            await self.waiter
+            waiter = self.waiter = asyncio.get_running_loop().create_future()
+            await waiter
         data = self.messages.popleft()
         self.unread -= len(data)
         if self.window is not None and self.unread <= WINDOW_BYTES:
@@ -62,6 +66,12 @@ class Half:
             self.window = asyncio.get_running_loop().create_future()
             await self.window
         self.window = None
+
+
+@types.coroutine
+def _turn() -> Generator[None, None, None]:
+    """Lets others run, as asyncio.sleep(0) does, at half its price."""
+    yield
 
 
 def _wake(waiter: asyncio.Future[None] | None) -> None:
@@ -117,10 +127,10 @@ class Call:
             await requests.admit()
         requests.unread += len(data)
         self.connection.transmit(self.connection.forth, requests.put, data)
-        await asyncio.sleep(0)
+        await _turn()
 
     def _pack(self, message: Any) -> bytes:
-        data: bytes = message.SerializeToString()
+        data: bytes = message.SerializeToString(deterministic=True)
         if len(data) > self.network.limits.message_bytes_max:
             raise TenfoldError(Code.INVALID_ARGUMENT, "message: larger than a message may be")
         return data
@@ -149,14 +159,14 @@ class Call:
             await replies.admit()
         replies.unread += len(data)
         self.connection.transmit(self.connection.back, replies.put, data)
-        await asyncio.sleep(0)
+        await _turn()
 
     def answer(self, message: Any) -> None:
         """The only reply, and the good end."""
         self.connection.transmit(self.connection.back, self._answered, self._pack_reply(message))
 
     def _pack_reply(self, message: Any) -> bytes:
-        data: bytes = message.SerializeToString()
+        data: bytes = message.SerializeToString(deterministic=True)
         if len(data) > self.network.limits.message_bytes_max:
             raise ChannelBroken("the reply is larger than a message may be")
         return data

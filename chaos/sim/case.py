@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
+from chaos.sim.knobs import CLIENTS
 from chaos.sim.run import Options, SeedResult, run_seed
-from chaos.sim.schedule import KNOWN, NAMES, Fault
+from chaos.sim.schedule import KNOWN, Fault, words_for
 from cluster.errors import invalid
 
 FORMAT = 1
@@ -110,10 +111,12 @@ def in_words(fault: Fault) -> str:
 def again(case: Case) -> str:
     """The command that repeats a run whose schedule is drawn."""
     options = case.options
-    kinds = "all" if options.kinds == NAMES else ",".join(options.kinds) or "none"
+    kinds = words_for(options.kinds)
     words = ["tenfold sim run", f"--seed {options.seed}", f"--minutes {options.duration_s / 60:g}", f"--faults {kinds}"]
     words += [f"--nodes {options.nodes}"] if options.nodes else []
     words += [f"--workload {options.workload}"] if options.workload != "kv" else []
+    words += [f"--data-shards {options.shards}"] if options.shards else []
+    words += [f"--clients {options.clients}"] if options.clients != CLIENTS else []
     words += [f"--bug {case.bug}"] if case.bug else []
     return " ".join(words)
 

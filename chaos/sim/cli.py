@@ -13,6 +13,7 @@ import typer
 
 from chaos.cli import seconds
 from chaos.sim.bugs_cli import bugs
+from chaos.sim.knobs import CLIENTS
 from client.cli.output import Exit, Output, fail, note
 from cluster.errors import invalid
 
@@ -28,9 +29,19 @@ app = typer.Typer(no_args_is_help=True)
 app.command("bugs")(bugs)
 
 Minutes = Annotated[float, typer.Option(help="Virtual minutes under faults, for each seed.")]
-Faults = Annotated[str, typer.Option(help="Kinds of faults, separated by commas; also all, none, damage.")]
+Faults = Annotated[
+    str,
+    typer.Option(
+        help="Kinds or groups of faults, separated by commas: all, damage, members, none. Without it the seed decides: all, in "
+        "half of the seeds damage too, in half of them members."
+    ),
+]
 Workload = Annotated[str, typer.Option(help="What the clients do.")]
 Nodes = Annotated[int, typer.Option(help="How many nodes; 0 leaves it to the seed.", min=0, max=9)]
+Shards = Annotated[
+    int, typer.Option("--data-shards", help="How many data shards; 0 leaves it to the seed.", min=0, max=15)
+]
+Clients = Annotated[int, typer.Option(help="How many clients, beside two processes of raw callers.", min=1, max=64)]
 Bug = Annotated[str, typer.Option(help="A bug of chaos/bugs to put in.", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="Write the result as one JSON document.")]
 
@@ -47,9 +58,11 @@ def run(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Several, such as 1..40; both ends are included.")] = "",
     minutes: Minutes = 1.0,
-    faults: Faults = "all",
+    faults: Faults = "",
     workload: Workload = "kv",
     nodes: Nodes = 0,
+    data_shards: Shards = 0,
+    clients: Clients = CLIENTS,
     jobs: Annotated[int, typer.Option(help="Seeds at a time, each in a process.", min=1, max=JOBS_MAX)] = 1,
     budget: Annotated[
         str, typer.Option("--for", help="Begin seeds as long as this, such as 60m, instead of a number of them.")
@@ -66,11 +79,12 @@ def run(
     from chaos.sim.jobs import run_cases
     from chaos.sim.told import Told
 
+    sizes = (nodes, data_shards, clients)
     if case is not None:
         given: Iterable[Case] = [cases.read(case)]
     else:
         wanted = (
-            _options(each, minutes=minutes, faults=faults, workload=workload, nodes=nodes)
+            _options(each, minutes=minutes, faults=faults, workload=workload, sizes=sizes)
             for each in _seeds(seed, seeds, endless=bool(budget))
         )
         given = (cases.Case(each, bug) for each in wanted)
@@ -84,9 +98,11 @@ def run(
 def shrink(
     seed: Annotated[int, typer.Argument(help="A seed that fails.", min=0)],
     minutes: Minutes = 1.0,
-    faults: Faults = "all",
+    faults: Faults = "",
     workload: Workload = "kv",
     nodes: Nodes = 0,
+    data_shards: Shards = 0,
+    clients: Clients = CLIENTS,
     out: Annotated[Path | None, typer.Option(help="Where the case goes; build/sim/case-SEED.json by default.")] = None,
     tries: Annotated[int, typer.Option(help="Runs at most.", min=1)] = 400,
     bug: Bug = "",
@@ -99,7 +115,8 @@ def shrink(
     from chaos.sim import case as cases
     from chaos.sim.shrink import NothingToShrink, Shrinker
 
-    options = _options(seed, minutes=minutes, faults=faults, workload=workload, nodes=nodes)
+    sizes = (nodes, data_shards, clients)
+    options = _options(seed, minutes=minutes, faults=faults, workload=workload, sizes=sizes)
     shrinker = Shrinker(cases.Case(options, bug), note, tries)
     try:
         found = shrinker.run()
@@ -108,6 +125,30 @@ def shrink(
     path = out or Path("build/sim") / f"case-{seed}.json"
     cases.write(found, path)
     Output(json).result(cases.document(found, path, shrinker.tries), cases.tell(found, path))
+
+
+@app.command("bench")
+def bench(
+    seeds: Annotated[str, typer.Option(help="Such as 1..8, which has one of every taste.")] = "1..8",
+    minutes: Minutes = 0.5,
+    out: Annotated[Path, typer.Option(help="Directory for the report; made if missing.", file_okay=False)] = Path(
+        "build/bench"
+    ),
+    json: Json = False,
+) -> None:
+    """Virtual seconds for each second of CPU, with five nodes, three data shards and eight clients, all oracles on.
+
+    Exit code 0: every seed ended ok; 1: one did not, so that the figure says nothing.
+    """
+    from chaos.sim.bench import measure, report
+
+    _check_minutes(minutes)
+    measured = measure(list(_seeds(None, seeds, endless=False)), minutes, note)
+    document, text, written = report(measured, out)
+    note(f"bench: written {', '.join(map(str, written))}")
+    Output(json).result(document, text)
+    if bad := [each.result for each in measured if each.result.verdict != "ok"]:
+        fail(Exit.FAILED, f"seed {bad[0].seed} ended with {bad[0].verdict}")
 
 
 def _seeds(seed: int | None, seeds: str, *, endless: bool) -> Iterable[int]:
@@ -125,18 +166,32 @@ def _seeds(seed: int | None, seeds: str, *, endless: bool) -> Iterable[int]:
     return range(first, last + 1)
 
 
-def _options(seed: int, *, minutes: float, faults: str, workload: str, nodes: int) -> Options:
+def _options(seed: int, *, minutes: float, faults: str, workload: str, sizes: tuple[int, int, int]) -> Options:
+    """`sizes`: nodes, data shards, clients."""
     from chaos.sim.run import WORKLOADS, Options
-    from chaos.sim.schedule import GROUPS, KNOWN
+    from chaos.sim.schedule import GROUPS, KNOWN, kinds_in, kinds_of
 
     if workload not in WORKLOADS:
         raise invalid("workload", f"{workload!r}, must be one of {', '.join(WORKLOADS)}")
-    if not 0.05 <= minutes <= MINUTES_MAX:
-        raise invalid("minutes", f"{minutes:g}, must be 0.05 to {MINUTES_MAX:g}")
-    kinds = tuple(kind for word in faults.split(",") for kind in GROUPS.get(word, (word,)))
+    _check_minutes(minutes)
+    kinds = kinds_in(faults.split(",")) if faults else kinds_of(seed)
     if unknown := [kind for kind in kinds if kind not in KNOWN]:
         raise invalid("faults", f"{unknown[0]!r}, must be some of {', '.join((*GROUPS, *KNOWN))}")
-    return Options(seed=seed, duration_s=minutes * 60, nodes=nodes, kinds=kinds, workload=workload)
+    nodes, shards, clients = sizes
+    return Options(
+        seed,
+        duration_s=minutes * 60,
+        nodes=nodes,
+        shards=shards,
+        clients=clients,
+        kinds=kinds,
+        workload=workload,
+    )
+
+
+def _check_minutes(minutes: float) -> None:
+    if not 0.05 <= minutes <= MINUTES_MAX:
+        raise invalid("minutes", f"{minutes:g}, must be 0.05 to {MINUTES_MAX:g}")
 
 
 def _within(cases: Iterable[Case], budget_s: float | None) -> Iterator[Case]:

@@ -10,7 +10,7 @@ import asyncio
 import random
 import traceback
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, NamedTuple
 
 from chaos.sim.channel import SimChannel
 from chaos.sim.clock import BusyClock, HostClock
@@ -44,6 +44,17 @@ LOOK_S = (0.0, 0.0, 0.00002, 0.0004)
 """What one look at the clock costs a node; drawn for each host."""
 
 
+class Side(NamedTuple):
+    """A list of voters: how many they are, and the nodes where the replicas of these ids are still. A node that has another replica by
+    now counts for nothing in a list that names its old one."""
+
+    size: int
+    nodes: frozenset[str]
+
+    def carried_by(self, good: set[str]) -> bool:
+        return 2 * len(self.nodes & good) > self.size
+
+
 class Host:
     """A machine: its clock and disk outlive the processes on it."""
 
@@ -59,6 +70,8 @@ class Host:
         self.node: Node | None = None
         self.lives = 0
         self.moves = 0
+        self.held: dict[int, int] = {}
+        """The replica id of each shard that its last life had."""
         self.excused = False
         """Its disk was told to fail: a node that stops for that keeps the law."""
         self.lived = False
@@ -236,6 +249,10 @@ class SimCluster:
         if process is None:
             return
         self.transcript.note(name, how)
+        if host.node is not None:
+            host.held = {shard: replica.core.replica for shard, replica in host.node.shards.replicas.items()}
+        if host.medium.disk.fail_sync_in is None:
+            host.excused = False  # whatever has failed has ended with it
         host.process = host.node = None
         self.oracles.died(name)
         if how == "power":
@@ -285,15 +302,37 @@ class SimCluster:
         """The nodes that the map gives a replica."""
         return [each.node for each in self.placed(shard).replicas]
 
-    def sides(self, shard: int) -> list[set[str]]:
-        """The nodes of which a majority is needed, one set for each list of voters that may be in force now: what the map wants and
-        what it wants to leave, and what the replicas that run believe."""
-        rows = self.placed(shard).replicas
-        found = [{row.node for row in rows if row.stage != going} for going in (Stage.LEARNER, Stage.LEAVING)]
-        for replica in self.replicas(shard).values():
-            for side in (replica.core.configuration.voters, replica.core.configuration.outgoing):
-                found.append({replica.node_of[each] for each in side if each in replica.node_of})
-        return [side for side in found if side]
+    def held(self, name: str, shard: int) -> int:
+        """The id of the replica that is there, or was when the node went down; 0 for none."""
+        host = self.hosts.get(name)
+        if host is None or host.node is None:
+            return host.held.get(shard, 0) if host is not None else 0
+        replica = host.node.shards.replicas.get(shard)
+        return replica.core.replica if replica is not None else 0
+
+    def voters_in_force(self, shard: int) -> list[dict[int, str]]:
+        """The lists that replicas which run and are on the map believe in: id -> node, "" where the map has none."""
+        known = {row.id for row in self.placed(shard).replicas}
+        return [
+            {each: replica.node_of.get(each, "") for each in side}
+            for replica in self.replicas(shard).values()
+            if replica.core.replica in known
+            for side in (replica.core.configuration.voters, replica.core.configuration.outgoing)
+            if side
+        ]
+
+    def sides(self, shard: int) -> list[Side]:
+        """The lists of which a majority is needed, all that may be in force now: what the map wants and what it wants to leave, and
+        what the replicas that run believe. Nothing rests yet on a learner, which may be still to come."""
+        found: list[Side] = []
+        for going in (Stage.LEARNER, Stage.LEAVING):
+            rows = [row for row in self.placed(shard).replicas if row.stage != going]
+            there = [row for row in rows if row.stage == Stage.LEARNER or self.held(row.node, shard) == row.id]
+            found.append(Side(len(rows), frozenset(row.node for row in there)))
+        for side in self.voters_in_force(shard):
+            there_too = (node for each, node in side.items() if node and self.held(node, shard) == each)
+            found.append(Side(len(side), frozenset(there_too)))
+        return [side for side in found if side.size]
 
     def leader(self, shard: int) -> str | None:
         led = {name: r.core.term for name, r in self.replicas(shard).items() if r.core.role is Role.LEADER}

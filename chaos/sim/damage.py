@@ -1,7 +1,7 @@
 """Faults that destroy what a disk holds, within the budget: of every shard a minority of the replicas may lose anything at any time.
 
 A node whose disk was damaged counts as damaged until it has started since, and has a good replica of every shard the map
-gives it. Silent damage counts from the moment it is done. Where a log is damaged matters: the rounds that a power cut may
+gives it, the one that votes under the id that is counted. Silent damage counts from the moment it is done. Where a log is damaged matters: the rounds that a power cut may
 tear cannot be told from damaged ones afterwards (node/storage/README.md), so these two are never the same.
 """
 
@@ -46,9 +46,13 @@ class Damage:
         if node is None or host.damaged_life is None or host.lives <= host.damaged_life or node.shards.quarantined:
             return False
         for shard in range(cluster.shards + 1):
-            row = next((each for each in cluster.placed(shard).replicas if each.node == name), None)
+            given = {row.id for row in cluster.placed(shard).replicas if row.node == name}
+            counted = {each for side in cluster.voters_in_force(shard) for each, node in side.items() if node == name}
             replica = node.shards.replicas.get(shard)
-            if row is not None and (replica is None or not replica.core.configuration.votes(row.id)):
+            here = {replica.core.replica} if replica is not None else set()
+            if not given | counted <= here or any(
+                not replica.core.configuration.votes(each) for each in given if replica
+            ):
                 return False
         return True
 
@@ -59,8 +63,9 @@ class Damage:
 
     def affordable(self, damaged: set[str]) -> bool:
         """Whether a majority stays good, before and after what is being moved."""
+        good = set(self._cluster.hosts) - damaged
         shards = range(self._cluster.shards + 1)
-        return all(2 * len(damaged & side) < len(side) for shard in shards for side in self._cluster.sides(shard))
+        return all(side.carried_by(good) for shard in shards for side in self._cluster.sides(shard))
 
     # -- the faults ----------------------------------------------------------------------------------------------------
 

@@ -176,6 +176,13 @@ class SimState:
         self.snapshot = state.snapshot
         self.close = state.close
 
+    def durable(self, key: bytes) -> bytes | None:
+        """What would be there if power failed now, and nothing had reached the disk by itself."""
+        medium = self._medium.state
+        first = next((batch for batch in medium.undo if key in batch), medium.pairs)
+        value: bytes | None = first.get(key)
+        return value
+
     async def flush(self) -> None:
         before = len(self._medium.state.undo)
         await self._medium.work(self._now)

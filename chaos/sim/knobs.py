@@ -13,6 +13,8 @@ from types import MappingProxyType
 from chaos.sim.tastes import Ranges
 from cluster.limits import DEFAULT, Limits, check
 
+CLIENTS = 8
+
 FLOORS = {
     "key_bytes_max": 64,
     "value_bytes_max": 64,
@@ -21,7 +23,6 @@ FLOORS = {
     "principal_bytes_max": 128,
     "sessions_max": 12,
     "client_queue_ops_max": 64,
-    "session_expiry_ms": 5_000,
     "ttl_ms_max": 10_000_000,
     "deadline_ms_max": 600_000,
     "calls_in_flight_max": 24,
@@ -41,10 +42,20 @@ FLOORS = {
 
 DRAWN_SHARE = 0.6
 EAGER = frozenset(
-    {"segment_bytes", "flush_log_bytes", "log_entries_kept_max", "append_entries_max", "entry_requests_max"}
+    {
+        "segment_bytes",
+        "flush_log_bytes",
+        "log_entries_kept_max",
+        "append_entries_max",
+        "entry_requests_max",
+        "down_after_ms",
+    }
 )
 """Drawn almost always: as shipped they are too large to matter in a minute."""
 EAGER_SHARE = 0.9
+SELDOM = frozenset({"feed_bytes_max", "feed_records_max"})
+"""With a short feed a watcher that was cut off is told that history is gone, and owed nothing: in most seeds it shall be owed all."""
+SELDOM_SHARE = 0.15
 
 
 NO_RANGES: Ranges = MappingProxyType({})
@@ -62,7 +73,7 @@ def draw_limits(
         low, high = ranges.get(row.name, row.metadata["test_range"])
         low = min(high, max(low, FLOORS.get(row.name, low)))
         drawn = round(low * (high / low) ** chance.random())
-        share = EAGER_SHARE if row.name in EAGER else DRAWN_SHARE
+        share = EAGER_SHARE if row.name in EAGER else SELDOM_SHARE if row.name in SELDOM else DRAWN_SHARE
         if chance.random() < share or row.name in ranges:
             limits = _if_lawful(replace(limits, **{row.name: drawn}), limits)
     return limits

@@ -2,6 +2,7 @@
 
     log matching    an entry is named by shard, index and term: everywhere it has one content and one predecessor (Raft
                     paper, section 5.3)
+    safe answer     what a follower acknowledges to a leader is what that leader has there
     safe commit     when a leader says that an entry is committed, no replica that lacks it can still become leader. That
                     is what committed means (section 5.4); it is asked of the logs as they are in memory and again as
                     they would be if all power failed now, so a breach is found before anything is lost
@@ -20,6 +21,7 @@ from cluster.raft.configuration import Configuration
 from cluster.raft.log import RaftLog
 from cluster.types import Role
 from node.replica import Replica
+from proto.gen import peer_pb2
 
 FACTS_MAX = 200_000
 
@@ -45,24 +47,21 @@ class Logs:
         self._entries: dict[tuple[int, int, int], tuple[int, int]] = {}  # (shard, index, term) -> content, term before
         self._seen: dict[RaftLog, tuple[int, int]] = {}  # index and term up to which a log was compared
         self._logs: dict[int, dict[int, tuple[str, _Held | RaftLog]]] = {}  # shard -> replica id -> node, log
+        self._replicas: dict[tuple[int, int], Replica] = {}  # those that live, by shard and replica id
         self._committed: dict[int, int] = {}  # shard -> highest index found safely committed
 
     # -- who has which log ---------------------------------------------------------------------------------------------
 
     def born(self, name: str, replica: Replica) -> None:
         self._logs.setdefault(replica.shard, {})[replica.core.replica] = (name, replica.core.log)
+        self._replicas[replica.shard, replica.core.replica] = replica
 
     def died(self, replica: Replica) -> None:
+        self._replicas.pop((replica.shard, replica.core.replica), None)
         log = replica.core.log
         name, _ = self._logs[replica.shard][replica.core.replica]
         self._logs[replica.shard][replica.core.replica] = (name, _Held(log, log.persisted_index))
         self._seen.pop(log, None)
-
-    def forget(self, name: str) -> None:
-        """The disk of that node was damaged: the replicas on it neither lead nor vote."""
-        for logs in self._logs.values():
-            for replica in [each for each, (node, _) in logs.items() if node == name]:
-                del logs[replica]
 
     # -- log matching --------------------------------------------------------------------------------------------------
 
@@ -84,6 +83,22 @@ class Logs:
         self._seen[log] = (index, term)
         while len(self._entries) > FACTS_MAX:
             del self._entries[next(iter(self._entries))]
+
+    def acknowledged(self, name: str, replica: Replica, message: peer_pb2.RaftMessage) -> None:
+        """An acknowledgement leaves. Both logs only grow as long as leader and follower are in that term."""
+        leader = self._replicas.get((message.shard, message.receiver))
+        if leader is None or leader.core.role is not Role.LEADER:
+            return
+        index, term, core = message.index, message.term, replica.core
+        if not term == core.term == leader.core.term or core.replica != message.sender or replica.installing:
+            return
+        known, mine = leader.core.log.term_at(index), core.log.term_at(index)
+        beyond = index > leader.core.log.last_index
+        if beyond or (known is not None and mine is not None and known != mine):
+            self._breach(
+                f"logs do not match: {name} acknowledges {index} of shard {message.shard} in term {term} and has {mine} there, its "
+                f"leader {known}"
+            )
 
     # -- safe commit ---------------------------------------------------------------------------------------------------
 

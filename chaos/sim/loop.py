@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import heapq
 import random
 from asyncio import events
 from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
+from functools import partial
+from heapq import heapify, heappop, heappush
 from typing import Any, TypeVar
 
 from chaos.sim.clock import HostClock
@@ -64,26 +65,26 @@ class Stuck(RuntimeError):
 
 class Ready(events.TimerHandle):
     """A callback that is due or will be, with no more than this loop needs of asyncio's handles: they are made by the million.
-    `_when` is unset unless it is a timer."""
+    A cancelled one has no callback. `booked` is the loop whose timer it is, if it is one; only then `_when` is set."""
 
     __slots__ = ("booked",)
 
     def __init__(
-        self, callback: Callable[..., object], args: tuple[Any, ...], loop: SimLoop, context: Context, booked: bool
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context, booked: SimLoop | None
     ) -> None:
         self._callback = callback
         self._args = args
-        self._loop = loop
         self._context = context
-        self._cancelled = False
         self.booked = booked
 
     def cancel(self) -> None:
-        if not self._cancelled:
-            self._cancelled = True
+        if self._callback is not None:
             self._callback = self._args = None  # type: ignore[assignment]
-            if self.booked:
-                self._loop.timers_cancelled += 1
+            if self.booked is not None:
+                self.booked.timers_cancelled += 1
+
+    def cancelled(self) -> bool:
+        return self._callback is None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._callback!r}>"
@@ -107,6 +108,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._tidy_at = TIDY_EVERY
         self._collect_at = COLLECT_EVERY
         self._nobody = Context()
+        self.create_future = partial(asyncio.Future, loop=self)  # type: ignore[method-assign]
         self.set_exception_handler(self._note_problem)
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Ready:
-        handle = Ready(callback, args, self, copy_context() if context is None else context, False)
+        handle = Ready(callback, args, copy_context() if context is None else context, None)
         self._due.append(handle)
         return handle
 
@@ -158,10 +160,10 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.create_task(work, name=name, context=process.context)
 
     def _book(self, when: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> Ready:
-        handle = Ready(callback, args, self, context, True)
+        handle = Ready(callback, args, context, self)
         handle._when = when  # type: ignore[attr-defined]
-        self._number += 1
-        heapq.heappush(self._timers, (when, self._number, handle))
+        number = self._number = self._number + 1
+        heappush(self._timers, (when, number, handle))
         return handle
 
     # -- processes -----------------------------------------------------------------------------------------------------
@@ -202,14 +204,14 @@ class SimLoop(asyncio.BaseEventLoop):
     def _run_once(self) -> None:
         """Passes until the loop is told to stop. In each, what is due runs in the order of the seed; time jumps to the next timer
         when nothing is."""
-        timers, pop, draw = self._timers, heapq.heappop, self._draw if self._permute else None
+        timers, draw = self._timers, self._draw if self._permute else None
         while True:
             batch = self._due
             self._due = []
             while timers and (timers[0][0] <= self.now or not batch):
-                when, _, handle = pop(timers)
-                handle.booked = False
-                if handle._cancelled:
+                when, _, handle = heappop(timers)
+                handle.booked = None
+                if handle._callback is None:
                     self.timers_cancelled -= 1
                     continue
                 if when > self.now:
@@ -220,7 +222,16 @@ class SimLoop(asyncio.BaseEventLoop):
                     _shuffle(batch, draw)
             elif not batch:
                 raise Stuck("nothing is ready and no timer runs")
-            self._run_batch(batch)
+            for handle in batch:
+                callback = handle._callback
+                if callback is None or (self._paused and self._held(handle)):
+                    continue
+                try:
+                    handle._context.run(callback, *handle._args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:
+                    self.call_exception_handler({"message": f"exception in {handle!r}", "exception": error})
             self.now += STEP_S
             self.steps += len(batch)
             if self.steps >= self._tidy_at:
@@ -228,28 +239,21 @@ class SimLoop(asyncio.BaseEventLoop):
             if self._stopping:  # type: ignore[attr-defined]
                 return
 
-    def _run_batch(self, batch: list[Ready]) -> None:
-        for handle in batch:
-            if handle._cancelled:
-                continue
-            context = handle._context
-            if self._paused and (process := context.get(PROCESS)) is not None and process.paused:
-                process.held.append(handle)
-                continue
-            try:
-                context.run(handle._callback, *handle._args)
-            except (SystemExit, KeyboardInterrupt):
-                raise
-            except BaseException as error:
-                self.call_exception_handler({"message": f"exception in {handle!r}", "exception": error})
+    def _held(self, handle: Ready) -> bool:
+        """Whether the callback has to wait for its process, which is paused."""
+        process = handle._context.get(PROCESS)
+        if process is None or not process.paused:
+            return False
+        process.held.append(handle)
+        return True
 
     def _tidy(self) -> None:
         """Once in so many callbacks, so that it is at the same moments in every run."""
         self._tidy_at += TIDY_EVERY
         timers = self._timers
         if self.timers_cancelled * CANCELLED_SHARE_MAX > len(timers):
-            timers[:] = [row for row in timers if not row[2]._cancelled]
-            heapq.heapify(timers)
+            timers[:] = [row for row in timers if row[2]._callback is not None]
+            heapify(timers)
             self.timers_cancelled = 0
         if self.steps >= self._collect_at:
             self._collect_at += COLLECT_EVERY
@@ -280,8 +284,9 @@ def run(loop: SimLoop, work: Coroutine[Any, Any, T]) -> T:
         asyncio.set_event_loop(loop)
         return loop.run_until_complete(work)
     finally:
-        gc.unfreeze()
         if collecting:
+            gc.freeze()  # the next automatic collection shall not be due at once
             gc.enable()
+        gc.unfreeze()
         asyncio.set_event_loop(None)
         loop.close()

@@ -10,6 +10,7 @@ from chaos.sim.attacks import Attacks
 from chaos.sim.cluster import SimCluster
 from chaos.sim.damage import Damage
 from chaos.sim.members import Members
+from chaos.sim.rivals import Rivals
 from chaos.sim.schedule import Fault
 
 SLOW_FACTOR = 100.0
@@ -17,6 +18,7 @@ JAM_S = (0.01, 30.0)  # the shortest, and how many times longer the longest
 JAM_PAUSE_S = 0.2
 RATE_SPREAD = 0.045
 """Two clocks drift apart by less than the declared 10%."""
+FAILED_LOOK_S = 0.02
 JUMP_MS = 10 * 365 * 86_400_000
 
 
@@ -29,6 +31,7 @@ class Nemesis:
         self._undo: dict[int, Callable[[], None]] = {}
         self._number = 0
         self._attacks = Attacks(cluster, self)
+        self._rivals = Rivals(cluster, self)
         self.damage = Damage(cluster, self)
         self.members = Members(cluster, lambda more: self.damage.affordable(more | set(self.damage.damaged())))
 
@@ -51,6 +54,8 @@ class Nemesis:
         cluster = self._cluster
         cluster.network.heal()
         for host in cluster.hosts.values():
+            if host.medium.disk.fail_sync_in is not None:
+                host.excused = False  # it has not failed, and will not
             host.medium.heal()
             host.clock.set_rate(1.0)
             if host.process is not None:
@@ -60,7 +65,7 @@ class Nemesis:
         if self._healed:
             return
         name = fault.kind.replace("-", "_")
-        places = (self.damage, self.members, self._attacks)
+        places = (self.damage, self.members, self._attacks, self._rivals)
         action = getattr(self, "_" + name, None) or next(getattr(each, name) for each in places if hasattr(each, name))
         self._cluster.transcript.note("nemesis", f"{fault.kind} {fault.for_s}")
         told = action(fault)
@@ -149,7 +154,7 @@ class Nemesis:
         return self.paused(self._leader(fault), fault.for_s)
 
     def paused(self, name: str | None, for_s: float) -> str:
-        process = self._cluster.hosts[name].process if name is not None else None
+        process = self._cluster.hosts[name].process if name in self._cluster.hosts else None
         if process is None or process.paused:
             return ""
         loop = self._cluster.loop
@@ -175,6 +180,13 @@ class Nemesis:
 
         return self._later(for_s, undo)
 
+    def _severed(self, pairs: list[tuple[str, str]], for_s: float, told: str) -> str:
+        """Nothing is told where all was cut before."""
+        network = self._cluster.network
+        whole = any(not network.link(*pair).blocked for pair in pairs)
+        self.block(pairs, for_s)
+        return told if whole else ""
+
     def _cut(self, fault: Fault) -> str:
         """One direction between two nodes."""
         names = list(self._cluster.hosts)
@@ -183,8 +195,7 @@ class Nemesis:
         if source is None or target is None:
             return ""
         pairs = [(source, target)] if fault.draws[2] < 0.6 else [(source, target), (target, source)]
-        self.block(pairs, fault.for_s)
-        return f"cut {pairs} for {fault.for_s}"
+        return self._severed(pairs, fault.for_s, f"cut {pairs} for {fault.for_s}")
 
     def _isolate(self, fault: Fault) -> str:
         """A node from all others, or from everybody."""
@@ -192,8 +203,8 @@ class Nemesis:
         others = list(self._cluster.hosts) if fault.draws[2] < 0.5 else self._everybody()
         if name is None:
             return ""
-        self.block([pair for other in others if other != name for pair in ((name, other), (other, name))], fault.for_s)
-        return f"isolate {name} from {len(others) - 1} for {fault.for_s}"
+        pairs = [pair for other in others if other != name for pair in ((name, other), (other, name))]
+        return self._severed(pairs, fault.for_s, f"isolate {name} from {len(others) - 1} for {fault.for_s}")
 
     def _deafen(self, fault: Fault) -> str:
         """A node hears nobody, or nobody hears it."""
@@ -202,24 +213,25 @@ class Nemesis:
             return ""
         others = [other for other in self._cluster.hosts if other != name]
         deaf = fault.draws[2] < 0.5
-        self.block([(other, name) if deaf else (name, other) for other in others], fault.for_s)
-        return f"{name} {'hears nobody' if deaf else 'is heard by nobody'} for {fault.for_s}"
+        pairs = [(other, name) if deaf else (name, other) for other in others]
+        told = f"{name} {'hears nobody' if deaf else 'is heard by nobody'} for {fault.for_s}"
+        return self._severed(pairs, fault.for_s, told)
 
     def _split(self, fault: Fault) -> str:
         names = list(self._cluster.hosts)
         first = int(fault.draws[0] * len(names))
         order = names[first:] + names[:first]
         side = set(order[: 1 + int(fault.draws[1] * (len(names) - 1))])
-        self.block([(a, b) for a in names for b in names if (a in side) != (b in side)], fault.for_s)
-        return f"split {sorted(side)} off for {fault.for_s}"
+        pairs = [(a, b) for a in names for b in names if (a in side) != (b in side)]
+        return self._severed(pairs, fault.for_s, f"split {sorted(side)} off for {fault.for_s}")
 
     def _client_cut(self, fault: Fault) -> str:
         client = self._pick([process.host for process in self._cluster.client_processes], fault.draws[0])
         name = self._pick(list(self._cluster.hosts), fault.draws[1])
         if client is None or name is None:
             return ""
-        self.block([(client, name), (name, client)][: 1 + int(fault.draws[2] * 2)], fault.for_s)
-        return f"cut {client} and {name} for {fault.for_s}"
+        pairs = [(client, name), (name, client)][: 1 + int(fault.draws[2] * 2)]
+        return self._severed(pairs, fault.for_s, f"cut {client} and {name} for {fault.for_s}")
 
     def _reset(self, fault: Fault) -> str:
         one = self._pick(list(self._cluster.hosts), fault.draws[0])
@@ -299,12 +311,13 @@ class Nemesis:
 
     def _stall_state(self, fault: Fault) -> str:
         name = self._leader(fault)
-        if name is None:
-            return ""
+        return "" if name is None else self.stalled(name, fault.for_s)
+
+    def stalled(self, name: str, for_s: float) -> str:
         state = self._cluster.hosts[name].medium.state
         state.stalled = True
-        self._later(fault.for_s, lambda: setattr(state, "stalled", False))
-        return f"state of {name} stalls for {fault.for_s}"
+        self._later(for_s, lambda: setattr(state, "stalled", False))
+        return f"state of {name} stalls for {for_s}"
 
     def _full_disk(self, fault: Fault) -> str:
         name = self._leader(fault)
@@ -319,10 +332,23 @@ class Nemesis:
         name = self._leader(fault)
         if name is None:
             return ""
-        host = self._cluster.hosts[name]
-        host.medium.disk.fail_sync_in = 1 + int(fault.draws[2] * 20)
+        host, loop = self._cluster.hosts[name], self._cluster.loop
+        disk = host.medium.disk
+        disk.fail_sync_in = 1 + int(fault.draws[2] * 20)
         host.excused = True
-        return f"a sync of {name} will fail"
+
+        def look() -> None:
+            if self._healed:
+                return
+            if host.medium.disk is not disk:  # it was replaced before it failed
+                host.excused = host.medium.disk.fail_sync_in is not None
+            elif disk.fail_sync_in is None:
+                self.tell(fault.kind, f"a sync of {name} failed")
+            else:
+                loop.at(loop.now + FAILED_LOOK_S, look)
+
+        look()
+        return ""  # it counts when it fails
 
     def _unreadable(self, fault: Fault) -> str:
         """Reads fail for a while, which a node notices when it starts."""

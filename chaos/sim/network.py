@@ -65,6 +65,8 @@ class Connection:
         self.open = True
         self.calls: dict[Any, None] = {}
         self._network = network
+        self._loop = network.loop
+        self._told = network.transcript.message
         self.forth = Lane(network, client, server)
         self.back = Lane(network, server, client)
 
@@ -79,19 +81,22 @@ class Connection:
             self._travel(lane)
 
     def _travel(self, lane: Lane) -> None:
-        loop = self._network.loop
-        lane.last_s = max(lane.last_s, loop.now + lane.link.delay_s())
+        loop = self._loop
+        due_s = loop.now + lane.link.delay_s()
+        if due_s > lane.last_s:
+            lane.last_s = due_s
         loop.hand_at(lane.last_s, lane.receiver, self._arrive, lane)
 
     def _arrive(self, lane: Lane) -> None:
         """What a process sent before it died still comes, until the receiver is told of the break."""
         if lane.link.blocked:
             lane.jammed += 1
-        elif lane.late_s > self._network.loop.now:
-            self._network.loop.hand_at(lane.late_s, lane.receiver, self._arrive, lane)
+        elif lane.late_s > self._loop.now:
+            self._loop.hand_at(lane.late_s, lane.receiver, self._arrive, lane)
         elif lane.queue and not lane.told and not lane.receiver.dead:
             action, data = lane.queue.popleft()
-            self._network.transcript.message(*lane.numbers, data)
+            source, target = lane.numbers
+            self._told(source, target, data)
             action(data)
 
     def unjam(self, lane: Lane) -> None:

@@ -2,9 +2,11 @@
 
     one leader per term       whoever sends as leader of (shard, term) is one replica
     logs, promises            log matching and safe commits (`logs.py`); votes, acknowledgements and what was called durable
-                              are kept, over every crash (`promises.py`)
+                              are kept, over every crash (`promises.py`), and what a state is said to hold (`durable.py`)
     state machine safety      all replicas apply the same entry at an index (Raft thesis, figure 3.2)
     leader completeness       a leader's log holds the last entry that any replica applied in an earlier term
+    leases                    no read is answered from the past, too early or by a lease that is over, and no two leaders hold
+                              a lease (`leases.py`)
     commit never goes back    in one incarnation; nothing is applied that is not committed
     equal state               replicas at one applied index have one digest
     no false alarm            nothing is quarantined where nothing was damaged
@@ -19,6 +21,8 @@ from typing import Any
 
 import xxhash
 
+from chaos.sim.durable import Durable
+from chaos.sim.leases import Leases
 from chaos.sim.logs import Logs
 from chaos.sim.promises import Promises
 from cluster.raft.messages import Entry, MessageKind
@@ -45,6 +49,8 @@ class Oracles:
         self._applied: dict[tuple[int, int], tuple[int, int]] = {}  # (shard, index) -> term, hash of the entry
         self._highest: dict[int, int] = {}  # shard -> highest index applied anywhere
         self._commits: dict[Replica, int] = {}
+        self._leases = Leases(self.breach, self._highest)
+        self._durable = Durable(self.breach)
         self._digests: dict[tuple[int, int], tuple[int, str]] = {}
         self._seen: dict[tuple[int, int, str], None] = {}
         self.applied = 0
@@ -60,6 +66,7 @@ class Oracles:
         """A node has started: its replicas are watched from before their first apply."""
         self.nodes[node.config.node] = node
         self.promises.born(node)
+        self._durable.watch(node)
         for replica in node.shards.replicas.values():
             self._watch(node, replica)
         node.shards.on_opened.append(lambda replica: self._watch(node, replica))
@@ -72,16 +79,12 @@ class Oracles:
                 self.logs.died(replica)
                 self._watched.pop(replica, None)
 
-    def damaged(self, name: str) -> None:
-        """The disk of a node that is down was damaged on purpose: it owes nothing any more."""
-        self.logs.forget(name)
-        self.promises.forget(name)
-
     def _watch(self, node: Node, replica: Replica) -> None:
         """From before its first apply, or, where it was placed on a node that runs, from when it is first seen."""
         self._watched[replica] = None
         apply, name = replica.applier.apply, node.config.node
         self.logs.born(name, replica)
+        self._leases.watch(name, node, replica)
 
         def watched(entry: Entry, *, want_results: bool) -> Any:
             self._on_apply(name, replica, entry)
@@ -102,6 +105,10 @@ class Oracles:
                     self.logs.committed(host, replica)
             elif each.kind in PROMISES:
                 self.promises.sent(node, each)
+                if each.kind == MessageKind.APPEND_REPLY and not each.reject:
+                    replica = node.shards.replicas.get(each.shard)
+                    if replica is not None:
+                        self.logs.acknowledged(host, replica, each)
 
     def _on_leader(self, host: str, shard: int, term: int, replica: int) -> None:
         known = self._leaders.setdefault((shard, term), replica)
@@ -110,6 +117,7 @@ class Oracles:
         elif (shard, term, host) not in self._seen:
             self._seen[shard, term, host] = None
             self.elections += 1
+            self._leases.elected(host, shard, term, self.nodes.items())
             self._complete(host, shard, term)
 
     def _complete(self, host: str, shard: int, term: int) -> None:
@@ -147,6 +155,7 @@ class Oracles:
     def look(self, *, thorough: bool) -> None:
         """Between two callbacks; `thorough` costs the size of the state."""
         for name, node in self.nodes.items():
+            self._durable.look(node)
             for shard, reason in node.shards.quarantined.items() if name not in self.damaged_hosts else ():
                 self.breach(f"{name} has quarantined shard {shard}, and nothing was damaged: {reason}")
             for replica in list(node.shards.replicas.values()):

@@ -3,7 +3,7 @@
     votes         in a term a replica votes for one candidate, itself included (Raft paper, section 5.2)
     acks          in the term in which it acknowledged an index, a replica's log reaches it (section 5.3: only a conflict
                   removes entries, and the leader of that term has none with itself)
-    durability    what a replica or its state held for durable when the process ended is there when it starts again
+    durability    the votes it gave, and what a replica or its state held for durable when the process ended is there when it starts again
 
 A host whose disk was damaged on purpose owes nothing: `forget` it.
 """
@@ -109,10 +109,8 @@ class Promises:
             self._breach(f"{who} is in term {core.term}, was in {held.term}")
         if log.base_index <= held.last_index and log.term_at(held.last_index) != held.last_term:
             self._breach(f"{who} has {log!r}, had {held.last_index} of term {held.last_term}")
+        voted = self._votes.get((replica.shard, core.replica, core.term), core.vote)
+        if core.vote != voted:
+            self._breach(f"{who} has voted for {core.vote} in term {core.term}, had told {voted} that it votes for it")
         if core.applied_index < held.applied:
             self._breach(f"{who} has applied {core.applied_index}, had {held.applied}")
-
-    def forget(self, name: str) -> None:
-        for place in [each for each, held in self._held.items() if held.node == name]:
-            del self._held[place]
-            self._acks.pop(place, None)

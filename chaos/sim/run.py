@@ -17,13 +17,13 @@ import msgspec
 
 from chaos.checkers.linearizability import Verdict
 from chaos.sim.cluster import SimCluster
-from chaos.sim.knobs import draw_limits
+from chaos.sim.knobs import CLIENTS, draw_limits
 from chaos.sim.load import Behind, Load
 from chaos.sim.lock_load import RANGES as LOCK_RANGES
 from chaos.sim.lock_load import LockLoad
 from chaos.sim.loop import SimLoop, run
 from chaos.sim.nemesis import Nemesis
-from chaos.sim.schedule import NAMES, Fault, draw_schedule
+from chaos.sim.schedule import NAMES, PROMPT, Fault, draw_schedule
 from chaos.sim.tastes import taste_of
 from chaos.sim.transcript import Transcript
 from cluster.limits import DEFAULT
@@ -33,7 +33,7 @@ LOOK_S = 0.1
 THOROUGH_EVERY = 10
 CONVICT_EVERY = 30
 CONVERGE_S = 60.0
-CLIENTS = 8
+SETTLE_LOOK_S = 0.02
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class Options(msgspec.Struct, frozen=True):
     kinds: tuple[str, ...] = NAMES
     schedule: tuple[Fault, ...] | None = None
     shipped_limits: bool = False
-    stale_bound: bool = False  # judge what stale reads say of their age
+    stale_bound: bool = True  # judge what stale reads say of their age, where no fault holds messages up
     workload: str = "kv"  # a name of WORKLOADS
 
 
@@ -128,7 +128,11 @@ class Run:
             verdict, reasons = Verdict.VIOLATION.value, self.cluster.oracles.breaches + reasons
         elif self.loop.problems:
             verdict = Verdict.VIOLATION.value
-        verdict, unknown, more = self._judge(verdict)
+        unknown, more = 0, list[str]()
+        try:
+            verdict, unknown, more = self._judge(verdict)
+        except Exception as error:
+            verdict, reasons = "crash", [*reasons, "".join(traceback.format_exception(error))]
         return SeedResult(
             seed=self.options.seed,
             verdict=verdict,
@@ -148,7 +152,8 @@ class Run:
         """What the clients saw, in the light of how the run ended."""
         said, unknown, reasons = self.load.judge(complete=verdict == Verdict.OK.value)
         self.transcript.data(self.load.file.getvalue())
-        stale = self.load.stale.check(self.load.history().operations) if self.options.stale_bound else []
+        judged = self.options.stale_bound and PROMPT.issuperset(fault.kind for fault in self.schedule)
+        stale = self.load.stale.check(self.load.history().operations) if judged else []
         if said is Verdict.VIOLATION or stale:
             return Verdict.VIOLATION.value, unknown, reasons + stale
         if verdict == Verdict.OK.value:
@@ -195,6 +200,7 @@ class Run:
             await self.load.read_back()
         except Behind as error:
             raise NeverConverged(str(error)) from None
+        await self._settle()
         self._look_once(thorough=True)
 
     async def _look(self) -> None:
@@ -229,7 +235,7 @@ class Run:
         core = set(names)
         for name in names:
             left = core - {name}
-            if all(2 * len(left & good & side) > len(side) for side in sides):
+            if all(side.carried_by(left & good) for side in sides):
                 core = left
         for name in cluster.hosts:
             if name not in core:
@@ -278,6 +284,35 @@ class Run:
                 if core.term != led.term or core.leader != led.replica or core.applied_index + 200 < led.commit_index:
                     return f"{row.node} is at {core.term}/{core.applied_index} of shard {shard}, {leader} at {led.term}/{led.commit_index}"
         return f"{damaged} are not whole" if (damaged := set(names) & set(self.nemesis.damage.damaged())) else ""
+
+    async def _settle(self) -> None:
+        """Nobody asks for anything any more: of every shard all voters come to one state, that of their leader's whole log."""
+        for shard in range(self.cluster.shards + 1):
+            deadline = self.loop.now + CONVERGE_S
+            while missing := self._unsettled(shard):
+                if self.loop.now > deadline:
+                    raise NeverConverged(f"{CONVERGE_S:g} s after healing all, and with nobody who asks: {missing}")
+                await asyncio.sleep(SETTLE_LOOK_S)
+
+    def _unsettled(self, shard: int) -> str:
+        cluster = self.cluster
+        leader, replicas = cluster.leader(shard), cluster.replicas(shard)
+        if leader is None:
+            return f"shard {shard} has no leader"
+        last = replicas[leader].core.log.last_index
+        digests: dict[str, int] = {}
+        for name in cluster.holders(shard):
+            node, replica = cluster.hosts[name].node, replicas.get(name)
+            if node is None or replica is None:
+                return f"{name} has no replica of shard {shard}"
+            at = replica.state.applied_index
+            if at != last or replica.core.applied_index != last or replica.installing or node.batch:
+                return f"{name} has applied {at} of shard {shard}, whose log ends at {last} on {leader}"
+            digests[name] = replica.state.digest()
+        if len(set(digests.values())) > 1:
+            cluster.oracles.breach(f"replicas of shard {shard} differ at applied index {last}: {digests}")
+            raise Violated
+        return ""
 
     def _moving(self) -> str:
         """What is on its way still."""

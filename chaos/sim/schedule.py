@@ -7,10 +7,11 @@ then. So a fault can be left out without changing any other, and a schedule can 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from types import MappingProxyType
 from typing import NamedTuple
 
-from chaos.sim.tastes import taste_of
+from chaos.sim.tastes import MIXED_SHARE, TASTES, taste_of
 
 
 class Kind(NamedTuple):
@@ -50,6 +51,7 @@ KINDS = (
     Kind("at-vote", 0.7, (0.05, 3.0)),
     Kind("at-commit", 0.7, (0.05, 3.0)),
     Kind("at-flush", 0.5, (0.05, 2.0)),
+    Kind("at-sync", 0.7, (0.05, 1.0)),
     Kind("at-roll", 0.5, (0.05, 2.0)),
     Kind("at-snapshot", 0.7, (0.05, 2.0)),
     Kind("hunt", 0.4, (1.0, 6.0)),
@@ -57,6 +59,11 @@ KINDS = (
     Kind("strand", 1.0, (0.1, 5.0)),
     Kind("old-leader", 0.7, (0.5, 6.0)),
     Kind("slow-answers", 0.7, (0.1, 4.0)),
+    Kind("rival", 0.7, (0.6, 3.0)),
+    Kind("old-word", 0.7, (0.0, 0.0)),
+    Kind("client-away", 0.5, (0.0, 0.0)),
+    Kind("laggard", 0.7, (0.3, 2.5)),
+    Kind("lost-answers", 0.7, (0.5, 4.0)),
 )
 DAMAGE = (
     Kind("flip", 3.0, (0.05, 2.0)),
@@ -81,6 +88,15 @@ GROUPS = MappingProxyType(
         "members": tuple(kind.name for kind in MEMBERS),
     }
 )
+PROMPT = frozenset(
+    {
+        *("kill", "kill-leader", "power", "power-all", "stop", "reset", "full-disk", "failed-sync", "unreadable"),
+        *("clock-jump", "clock-rate", "move", "at-sync", *GROUPS["damage"], *GROUPS["members"]),
+    }
+)
+"""These hold no message up. A replica counts the age of what it has from when its leader's word arrives, not from when it was said."""
+MIXES = (("all",), ("all", "damage"), ("all", "members"), ("all", "damage", "members"))
+"""What seeds use, in turn, when nobody says which faults they shall have."""
 KNOWN = (*NAMES, *GROUPS["damage"], *GROUPS["members"])
 
 
@@ -91,6 +107,24 @@ class Fault(NamedTuple):
     kind: str
     for_s: float
     draws: tuple[float, float, float]
+
+
+def kinds_of(seed: int) -> tuple[str, ...]:
+    """Of the seed's mix. Each taste meets every mix, within four times as many seeds as there are tastes."""
+    lap, taste = divmod(seed, len(TASTES) + MIXED_SHARE)
+    return kinds_in(MIXES[(lap + taste) % len(MIXES)])
+
+
+def kinds_in(words: Iterable[str]) -> tuple[str, ...]:
+    """`words` are groups and kinds; what is neither stays."""
+    return tuple(kind for word in words for kind in GROUPS.get(word, (word,)))
+
+
+def words_for(kinds: tuple[str, ...]) -> str:
+    """The shortest words for these kinds: `kinds_in` takes them back."""
+    words = [name for name, group in GROUPS.items() if group and set(group) <= set(kinds)]
+    covered = {kind for word in words for kind in GROUPS[word]}
+    return ",".join([*words, *(kind for kind in kinds if kind not in covered)]) or "none"
 
 
 def draw_schedule(seed: int, duration_s: float, kinds: tuple[str, ...] = NAMES) -> list[Fault]:

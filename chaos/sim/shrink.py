@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from chaos.sim.bugs_cli import oracle_of
 from chaos.sim.case import Case, ended
 from chaos.sim.run import Options, SeedResult
 from chaos.sim.schedule import Fault, draw_schedule
@@ -20,6 +21,11 @@ TAIL_S = 0.5
 DURATION_S_MIN = 1.0
 
 Faults = tuple[Fault, ...]
+
+
+def _way(result: SeedResult) -> tuple[str, str]:
+    """In which it ended: the verdict, and which oracle spoke first."""
+    return result.verdict, oracle_of(result.reasons[0]) if result.reasons else ""
 
 
 class NothingToShrink(Exception):
@@ -77,7 +83,7 @@ class Shrinker:
         self.tries += 1
         case = msgspec.structs.replace(self._case, options=options)
         result = self._run(case)
-        same = self._known[key] = result.verdict == self._result.verdict
+        same = self._known[key] = _way(result) == _way(self._result)
         if same:
             self._case, self._result = case, result
             self._tell(f"run {self.tries}: {what}: fails the same way after {result.virtual_s:.1f} s")

@@ -47,15 +47,24 @@ TASTES = (
     Taste(
         "old leaders",
         MappingProxyType(
-            {"old-leader": 4.0, "pause-leader": 3.0, "isolate": 2.0, "deafen": 1.0, "slow-answers": 3.0, "stop": 1.0,
+            {"old-leader": 4.0, "pause-leader": 3.0, "isolate": 2.0, "deafen": 1.0, "slow-answers": 3.0, "stop": 1.0, "old-word": 3.0,
              "strand": 1.0, "kill": 1.0, "slow-link": 1.0}
         ),
         pause=1.3,
     ),
     Taste(
+        "rivals",
+        MappingProxyType({"rival": 6.0, "old-word": 2.0, "kill": 0.3}),
+        pause=2.0,
+        ranges=MappingProxyType(
+            {"election_ticks_min": (14, 20), "election_ticks_max": (30, 40), "idle_ticks": (100, 200)}
+        ),
+        nodes=3,
+    ),
+    Taste(
         "in the dark",
         MappingProxyType(
-            {"power": 4.0, "power-all": 2.0, "at-flush": 3.0, "at-roll": 3.0, "at-commit": 3.0, "at-vote": 2.0, "kill": 2.0,
+            {"power": 4.0, "power-all": 2.0, "at-flush": 3.0, "at-roll": 3.0, "at-sync": 6.0, "at-commit": 3.0, "at-vote": 2.0, "kill": 2.0,
              "stall-disk": 1.0, "slow-disk": 1.0, "failed-sync": 1.0}
         ),
         rest=0.03,
@@ -65,7 +74,7 @@ TASTES = (
         "left behind",
         MappingProxyType(
             {"at-snapshot": 4.0, "isolate": 3.0, "kill": 3.0, "power": 2.0, "cut": 2.0, "pause": 2.0, "stall-state": 1.0,
-             "slow-disk": 1.0, "reset": 1.0, "kill-leader": 1.0}
+             "slow-disk": 1.0, "reset": 1.0, "kill-leader": 1.0, "lost-answers": 2.0, "laggard": 14.0}
         ),
         ranges=MappingProxyType(
             {"log_entries_kept_max": (4, 12), "log_bytes_kept_max": (512, 2048), "snapshot_chunk_bytes": (256, 1024)}
@@ -75,14 +84,14 @@ TASTES = (
         "bad lines",
         MappingProxyType(
             {"reset": 5.0, "cut": 3.0, "slow-link": 3.0, "client-cut": 2.0, "slow-answers": 2.0, "split": 1.0, "deafen": 1.0,
-             "linger": 4.0, "clog": 3.0}
+             "linger": 4.0, "clog": 3.0, "lost-answers": 5.0, "client-away": 4.0}
         ),
         rest=0.1,
-        ranges=MappingProxyType({"append_entries_max": (1, 3), "inflight_messages_max": (2, 8)}),
+        ranges=MappingProxyType({"append_entries_max": (1, 3), "inflight_messages_max": (2, 8), "session_expiry_ms": (2000, 3000)}),
     ),
     Taste(
         "quiet",
-        MappingProxyType({"stop": 2.0, "kill": 1.0, "reset": 2.0, "pause-leader": 1.0, "isolate": 1.0, "move": 1.0}),
+        MappingProxyType({"stop": 2.0, "kill": 1.0, "reset": 2.0, "pause-leader": 1.0, "isolate": 1.0, "move": 1.0, "rival": 1.0}),
         pause=3.0,
         rate=0.5,
         idle=True,

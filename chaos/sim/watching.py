@@ -31,7 +31,9 @@ class Watcher:
         self._shards = shards
         self._seen: dict[tuple[str, int], str] = {}  # (key, version) -> value
         self._last: dict[int, int] = {}
-        self._excused: dict[int, int] = {}  # shard -> versions up to here may be missing
+        self._excused: dict[
+            int, list[tuple[int, int]]
+        ] = {}  # shard -> may be missing: behind the first, up to the second
 
     async def run(self, kv: Kv) -> None:
         """Until it is cancelled."""
@@ -58,7 +60,7 @@ class Watcher:
         if error.code is Code.COMPACTED:
             self.compactions += 1
             shard, floor = int(str(error.details["shard"])), int(str(error.details["floor"]))
-            self._excused[shard] = max(floor, self._excused.get(shard, 0))
+            self._excused.setdefault(shard, []).append((self._last.get(shard, 0), floor))
             return str(error.details["oldest_token"])
         if error.code not in NOBODY_THERE:
             self.breaches.append(f"the watch ended: {error!r}")
@@ -82,11 +84,13 @@ class Watcher:
         return ""
 
     def _may_miss(self, key: str, version: int) -> bool:
-        return version <= self._excused.get(shard_of(key.encode(), self._shards), 0)
+        gaps = self._excused.get(shard_of(key.encode(), self._shards), ())
+        return any(place < version <= floor for place, floor in gaps)
 
     def check(self, operations: list[Operation]) -> list[str]:
-        """Every acknowledged write of the history against what was told."""
-        wrong: list[str] = []
+        """Every acknowledged write of the history against what was told; and none took effect twice, acknowledged or not: each
+        has a value of its own."""
+        wrong = self._doubled({(each.key, each.value): None for each in operations if each.writes})
         for each in operations:
             if not (each.writes and each.type == "ok") or self._may_miss(each.key, each.version or 0):
                 continue
@@ -94,3 +98,13 @@ class Watcher:
             if told != each.value:
                 wrong.append(f"the watch told {told!r} for version {each.version} of {each.key}, not {each.value!r}")
         return wrong[:10]
+
+    def _doubled(self, writes: dict[tuple[str, str | None], None]) -> list[str]:
+        wrong: list[str] = []
+        first: dict[tuple[str, str], int] = {}
+        for (key, version), value in self._seen.items():
+            if (key, value) in writes and first.setdefault((key, value), version) != version:
+                wrong.append(
+                    f"the watch told {value!r} of {key} at {first[key, value]} and at {version}: one write, and two effects"
+                )
+        return wrong

@@ -114,6 +114,7 @@ class KvWorkload:
             Lane(shard, keys_in(shard, shards, prefix), options.operations_per_key) for shard in range(1, shards + 1)
         ]
         self._stopped = asyncio.Event()
+        self._resting: dict[asyncio.Future[None], None] = {}
         self._processes = 0
         self.quiet_until = 0.0  # by the loop's clock: until then nobody begins anything
         self.answers: dict[EventType, int] = {"ok": 0, "fail": 0, "info": 0}
@@ -136,6 +137,8 @@ class KvWorkload:
     def stop(self) -> None:
         """No operation is begun after this."""
         self._stopped.set()
+        for over in self._resting:
+            _resolve(over)
 
     async def run(self) -> None:
         """Returns when `stop` was called and every operation has ended; the slowest takes one deadline."""
@@ -181,15 +184,21 @@ class KvWorkload:
 
     async def stopped_within(self, seconds: float) -> bool:
         """Waits so long, or until `stop` was called: then True."""
+        if self._stopped.is_set():
+            return True
         if seconds <= 0:
             await asyncio.sleep(0)
             return self._stopped.is_set()
+        loop = asyncio.get_running_loop()
+        over = loop.create_future()
+        timer = loop.call_later(seconds, _resolve, over)
+        self._resting[over] = None
         try:
-            async with asyncio.timeout(seconds):
-                await self._stopped.wait()
-        except TimeoutError:
-            return False
-        return True
+            await over
+        finally:
+            timer.cancel()
+            del self._resting[over]
+        return self._stopped.is_set()
 
     async def _operate(
         self, process: int, lane: Lane, key: str, value: str, own: int, store: Store, chance: random.Random
@@ -278,3 +287,8 @@ def _failed(error: TenfoldError) -> Answer:
         assert isinstance(found, int), "a version mismatch tells the version found"
         return Answer("fail", version=found, error=MISMATCH)
     return Answer("fail" if error.definite else "info", error=error.code.name)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

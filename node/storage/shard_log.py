@@ -40,7 +40,20 @@ class ShardLog:
     quarantine: str = ""
 
     def copy(self) -> ShardLog:
-        return ShardLog(*(getattr(self, name) for name in self.__slots__))
+        """Written out: it is made for every shard of every round."""
+        return ShardLog(
+            self.shard,
+            self.replica,
+            self.configuration,
+            self.term,
+            self.vote,
+            self.commit,
+            self.base_index,
+            self.base_term,
+            self.last_index,
+            self.last_term,
+            self.quarantine,
+        )
 
     def problem_with_entry(self, index: int, term: int) -> str:
         """Why an entry cannot follow; "" when it can. It replaces whatever lies at or above its index."""

@@ -266,8 +266,9 @@ class Peers:
     def link_refused(self, node: str, refusal: TenfoldError) -> None:
         if self._closing.is_set():
             return
-        if int(str(refusal.details.get("epoch", 0))) > self.identity.epoch:
-            self.handler.on_newer_map(self.address_of(node))
+        link = self._links.get(node)  # none: it is forgotten, and its link about to end
+        if link is not None and int(str(refusal.details.get("epoch", 0))) > self.identity.epoch:
+            self.handler.on_newer_map(link.address)
 
     def heartbeat(self) -> peer_pb2.NodeHeartbeat:
         return self._beat

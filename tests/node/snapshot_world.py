@@ -59,6 +59,7 @@ class Tap:
         self.taken: list[int] = []
         self.last: list[peer_pb2.SnapshotReply] = []
         self.at: dict[int, Callable[[], Any]] = {}
+        self.on_last: Callable[[], Any] = lambda: None
         self._next = node.events.on_snapshot
         node.events.on_snapshot = self._on_snapshot  # type: ignore[method-assign]
 
@@ -74,6 +75,7 @@ class Tap:
                     self.begins.append(reply.next)
                 began = True
                 if reply.done:
+                    self.on_last()
                     self.last.append(reply)
                 yield reply
         finally:

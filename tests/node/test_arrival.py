@@ -81,11 +81,18 @@ async def test_a_node_that_joins_with_an_empty_disk_under_a_members_name_is_not_
         await world.until(lambda: all(len(node.peers.up()) == 3 for node in world.nodes.values()), "all reach all")
         added = await world.add(1, "n4", world.row(1).replicas[-1].id)
         await world.settle(1)
+        for _ in range(3):
+            await world.crash(["n4"])
+            await world.start("n4")
+            await world.until(
+                lambda: sorted(world.nodes["n4"].peers.up()) == world.names, "the peers know how often it started"
+            )
         await world.crash(["n4"])
         world.wipe("n4")
         node = await world.start("n4")
         await world.until(lambda: node.shards.replica_of(1) == added, "it is told what is placed there")
         assert node.shards.quarantined[1].reason == "its log is gone" and 1 not in node.shards.replicas
+        await world.until(lambda: sorted(node.peers.up()) == world.names, "it is let in by all")
         await world.check()
 
 

@@ -14,7 +14,9 @@ def test_locks_hold_while_nodes_and_holders_are_killed_and_paused(tmp_path: Path
     result = tenfold("chaos", "run", "lock", *small, "--out", out)
     assert (result["verdict"], result["overlaps"], result["stale_tokens_accepted"]) == ("ok", 0, 0)
     assert result["acquisitions"] > 10 and result["faults"] >= 2 and result["seed"] == 3
-    assert result["history"] == str(out / "history.jsonl") and (out / "report.md").read_text().startswith("# Verdict: ok")
+    assert result["history"] == str(out / "history.jsonl") and (out / "report.md").read_text().startswith(
+        "# Verdict: ok"
+    )
     assert tenfold("chaos", "check", out / "history.jsonl") == result, "judged again, the same"
     history = read(out / "history.jsonl")
     faults = {each.f for each in history.faults}

@@ -40,6 +40,31 @@ def test_damage_is_noticed_and_made_whole(kind: str) -> None:
     assert result.verdict == "ok", told(result)
 
 
+def test_a_node_that_has_another_replica_by_now_counts_for_nothing_in_a_list_that_names_its_old_one() -> None:
+    """From the moment a wiped node has its new replica, until no list in force names the one it lost."""
+    run = Run(Options(seed=3, duration_s=6.0, schedule=(fault(2.0, "wipe", 0.0),), shipped_limits=True))
+    cluster, seen = run.cluster, 0
+    whole = run._look_once
+
+    def look(*, thorough: bool) -> None:
+        nonlocal seen
+        whole(thorough=thorough)
+        for shard in range(cluster.shards + 1):
+            replica = cluster.replicas(shard).get("n1")
+            for voters in cluster.voters_in_force(shard):
+                if replica is not None and "n1" in [
+                    node for each, node in voters.items() if each != replica.core.replica
+                ]:
+                    seen += 1
+                    assert "n1" in run.nemesis.damage.damaged()
+                    assert any("n1" not in side.nodes and side.size == len(voters) for side in cluster.sides(shard))
+
+    run._look_once = look  # type: ignore[method-assign]
+    result = run.execute()
+    assert result.verdict == "ok", told(result)
+    assert seen and run.nemesis.damage.damaged() == []
+
+
 def test_a_minority_is_damaged_at_any_time() -> None:
     """Three wipes at one moment: with three nodes the budget allows one."""
     faults = tuple(fault(3.0 + at / 10, "wipe", draw) for at, draw in enumerate((0.0, 0.5, 0.99)))

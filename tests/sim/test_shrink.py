@@ -70,6 +70,17 @@ def test_another_verdict_is_not_the_same_failure() -> None:
     assert found.expected == Expected("violation", "why", "")
 
 
+def test_what_another_oracle_says_is_not_the_same_failure() -> None:
+    def run(case: Case) -> SeedResult:
+        whole = len(case.options.schedule or ()) == 4
+        reason = "two votes: replica 1" if whole else "key k/1: not linearizable"
+        return SeedResult(1, "violation", "", 0, 0, 60.0, 0.1, reasons=[reason])
+
+    schedule = tuple(Fault(float(at), "kill", 0.1, (0.0, 0.0, 0.0)) for at in range(4))
+    found = Shrinker(Case(Options(seed=1, schedule=schedule)), lambda told: None, 100, run).run()
+    assert len(found.options.schedule or ()) == 4
+
+
 def test_a_good_run_has_nothing_to_shrink_and_tries_are_bounded() -> None:
     with pytest.raises(NothingToShrink):
         shrunk(Needy({1000.0}))

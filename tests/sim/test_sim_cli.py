@@ -6,6 +6,8 @@ import json
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +55,24 @@ def test_what_cannot_be_done_is_said(arguments: tuple[str, ...], told: str) -> N
     ended = sim(*arguments)
     assert ended.returncode == 64 and told in ended.stderr.splitlines()[-1], ended.stderr
     assert ended.stdout == ""
+
+
+def test_a_size_can_be_asked_for_and_is_repeated_by_the_command_told() -> None:
+    first = sim("run", "--seed", "1", *EARLY, "--nodes", "5", "--data-shards", "3", "--clients", "2", "--json")
+    assert first.returncode == 1, first.stderr
+    command = first.stderr.partition("again: tenfold ")[2].splitlines()[0]
+    assert {"--nodes 5", "--data-shards 3", "--clients 2"} <= set(map(" ".join, pairwise(command.split()))), command
+    assert all(f"n{number} " in first.stderr for number in range(1, 6))
+    again = sim(*shlex.split(command)[1:], "--json")
+    assert json.loads(again.stdout)["trace_hash"] == json.loads(first.stdout)["trace_hash"]
+
+
+def test_the_bench_tells_speed_and_density(tmp_path: Path) -> None:
+    ended = sim("bench", "--seeds", "1..1", "--minutes", "0.05", "--out", str(tmp_path), "--json")
+    assert ended.returncode == 0, ended.stderr
+    document = json.loads(ended.stdout)
+    assert document == json.loads((tmp_path / "sim.json").read_text())
+    assert (document["nodes"], document["data_shards"], document["clients"]) == (5, 3, 8)
+    (row,) = document["seeds"]
+    assert row["virtual_s"] > 3 and row["ratio"] > 0 and row["operations_per_s"] > 10 and row["faults_per_s"] > 0
+    assert document["ratio"] == pytest.approx(row["virtual_s"] / row["cpu_s"], rel=0.1)

@@ -216,6 +216,7 @@ def test_a_suspicion_bars_nobody_who_is_surely_new() -> None:
     assert log.begin(4, 41, VOTERS, fresh=False) == suspect, "the map lists it and the log does not know it"
     assert log.begin(1, 15, VOTERS, fresh=True) == "", "in the place of one that is suspect"
     append(log, some(31, 1, shard=3), some(15, 1))
+    log, _ = opened(medium.attach(), limits=Limits(segment_bytes=2048))
     while len(medium.attach().list("log")) < 6:
         append(log, some(31, log._shards[3].last_index + 1, 9, shard=3, size=200))
     last = log._shards[3].last_index

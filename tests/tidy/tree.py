@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,12 @@ def python_files() -> list[str]:
 
 def markdown_files() -> list[str]:
     return [name for name in files() if name.endswith(".md")]
+
+
+@cache
+def syntax(name: str) -> ast.Module:
+    """Parsed once for all rules."""
+    return ast.parse(read(name), name)
 
 
 def read(name: str) -> str:

@@ -332,6 +332,8 @@ async def test_a_member_that_is_forgotten_is_neither_reached_nor_heard(station) 
     assert len(a.recorder.messages) == heard
     assert a.recorder.newer_maps == b.recorder.newer_maps == [], "both know the same map"
     assert (await refusal(a.address, b.peers.identity.hello())).code is Code.INVALID_ARGUMENT
+    a.peers.link_refused("b", TenfoldError(Code.INVALID_ARGUMENT, epoch=9))  # its link has not ended yet
+    assert a.recorder.newer_maps == []
     a.knows(b)
     older = b.peers.identity.hello()
     older.incarnation -= 1
