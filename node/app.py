@@ -251,6 +251,7 @@ class Node:
         """Asks the cluster in, or for what was lost; nothing else waits for it."""
         arrival = Arrival(self.config, self.map, self.loss, self.ports.dial, lambda: self.address, self._count_from)
         await arrival.run()
+        self.upkeep.tell()
         self.upkeep.follow_again()
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:

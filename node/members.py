@@ -68,7 +68,11 @@ class Members:
         now = self._clock.monotonic()
         states = {each.node: state_of(each) for each in known.members}
         for node in states:
-            detector.heard(node, now if node == self._shards.node else self._peers.heard_s(node))
+            beat = self._told.get(node)
+            if (
+                beat is None or not beat.lost
+            ):  # what is placed on such a one before it is told, would be lost with the rest
+                detector.heard(node, now if node == self._shards.node else self._peers.heard_s(node))
         for node, state in detector.look(now, states):
             await self._write(node, states[node], state)
         quarantined = {node: beat.quarantined for node, beat in self._told.items() if beat.quarantined}

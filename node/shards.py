@@ -190,6 +190,11 @@ class Shards:
         raise TenfoldError(Code.WRONG_SHARD, f"shard {shard} is not on node {self.node}")
 
     @property
+    def lost(self) -> bool:
+        """What was here is lost, and how much that is, not told yet: nothing is begun."""
+        return self._loss.epoch is None
+
+    @property
     def data_shards(self) -> int:
         return len(self.map.current.shards) - 1
 

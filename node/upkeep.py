@@ -83,6 +83,7 @@ class Upkeep:
             self._map.epoch,
             quarantined=len(self._shards.quarantined),
             stopping=self.stopping,
+            lost=self._shards.lost,
         )
 
     async def flush(self) -> None:

@@ -22,6 +22,7 @@ from chaos.sim.oracles import Oracles
 from chaos.sim.server import SimServer
 from chaos.sim.transcript import Transcript
 from client.client import Client
+from cluster.errors import Code, TenfoldError
 from cluster.limits import DEFAULT, Limits
 from cluster.ports import DiskFull, Handlers, StorageFailed
 from cluster.types import Role
@@ -167,6 +168,7 @@ class SimCluster:
         else:
             refused = host.node is None and host.damaged_life is not None
             excused = isinstance(failure, StorageFailed) and (host.excused or host.medium.refused or refused)
+            excused = excused or self._removed(host.name, failure)
         if failure is not None and not excused:
             self.oracles.breach(f"{host.name} ended by itself: {failure!r}\n{told}")
         if isinstance(failure, StorageFailed):
@@ -179,6 +181,11 @@ class SimCluster:
             self.loop.at(self.loop.now + REPLACE_S, self._replace_disk, host.name, host.lives)
         else:
             self.loop.at(self.loop.now + START_AGAIN_S, self._start_again, host.name, host.lives)
+
+    def _removed(self, name: str, failure: BaseException | None) -> bool:
+        """It lost its disk, and was taken out of the cluster before it could tell: nobody lets it in again."""
+        barred = isinstance(failure, TenfoldError) and failure.code is Code.INVALID_ARGUMENT
+        return barred and name in self.map().removed
 
     def _start_again(self, name: str, life: int) -> None:
         host = self.hosts.get(name)

@@ -106,7 +106,8 @@ def _holds_lease(node: Node, replica: Replica) -> bool:
     """Now, which is after the ticks that are due."""
     core = replica.core
     pump = node.pump
-    due = int((pump._clock.monotonic() - pump._ticked_at) * 1000 / pump._limits.tick_ms)
+    ticks = (pump._clock.monotonic() - pump._ticked_at) * 1000 / pump._limits.tick_ms
+    due = int(ticks - 1e-6)  # the pump has just ticked, and what is left may be a tick by rounding
     core.clock += due
     try:
         return core.lease_read_index() is not None

@@ -167,7 +167,9 @@ class Peers:
         for link in self._links.values():
             link.flush()
 
-    def set_heartbeat(self, led_shards: int, epoch: int, *, quarantined: int = 0, stopping: bool = False) -> None:
+    def set_heartbeat(
+        self, led_shards: int, epoch: int, *, quarantined: int = 0, stopping: bool = False, lost: bool = False
+    ) -> None:
         """What the heartbeats say from now on; a change goes with the next frame, at the latest within an interval."""
         beat = peer_pb2.NodeHeartbeat(
             incarnation=self.identity.incarnation,
@@ -175,6 +177,7 @@ class Peers:
             epoch=epoch,
             quarantined=quarantined,
             stopping=stopping,
+            lost=lost,
         )
         self.identity.epoch = epoch
         if beat != self._beat:

@@ -65,6 +65,7 @@ class NodeHeartbeat(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     QUARANTINED_FIELD_NUMBER: _builtins.int
     STOPPING_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
     led_shards: _builtins.int
     """how many shards this node leads"""
@@ -74,6 +75,8 @@ class NodeHeartbeat(_message.Message):
     """how many of its replicas are quarantined"""
     stopping: _builtins.bool
     """it hands over what it leads and takes nothing"""
+    lost: _builtins.bool
+    """it is not told yet what it lost: until then nothing is to be placed there"""
     def __init__(
         self,
         *,
@@ -82,10 +85,11 @@ class NodeHeartbeat(_message.Message):
         epoch: _builtins.int = ...,
         quarantined: _builtins.int = ...,
         stopping: _builtins.bool = ...,
+        lost: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "led_shards", b"led_shards", "quarantined", b"quarantined", "stopping", b"stopping"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "incarnation", b"incarnation", "led_shards", b"led_shards", "lost", b"lost", "quarantined", b"quarantined", "stopping", b"stopping"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
