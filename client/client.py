@@ -47,12 +47,13 @@ class Client:
         if seconds(deadline_s, "deadline_s", limits) < 0:
             raise invalid("deadline_s", f"{deadline_s:g}, must not be negative")
         seeds = checked_addresses(addresses)
-        clock, random = clock or LoopClock(), random or random_module.Random()
+        clock, identity = clock or LoopClock(), random or random_module.SystemRandom()
+        random = random or random_module.Random()
         self._tasks = Tasks()
         self._router = Router(seeds, dial, self._tasks, clock, random, limits)
         self._batcher = Batcher(self._router, self._tasks, clock, random, limits, principal)
         self._deadline_s = deadline_s
-        around = Surroundings(self._router, self._batcher, self._tasks, clock, random, limits, deadline_s)
+        around = Surroundings(self._router, self._batcher, self._tasks, clock, random, limits, deadline_s, identity)
         self.kv = Kv(around)
         self.lock = Lock(around, self.kv)
 

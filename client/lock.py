@@ -11,10 +11,7 @@ indefinite error holds nothing in the end: what it may have got is released in t
 
 from __future__ import annotations
 
-import asyncio
-import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from itertools import count
 
 from client.arguments import whole
 from client.fencing import lock_name
@@ -24,11 +21,11 @@ from client.lock_attempts import Attempts
 from client.lock_calls import LockCalls
 from client.lock_held import Held, Hold, OnLost
 from client.lock_lease import Lease
+from client.lock_owners import Owner, Owners
 from client.lock_session import LockSession
 from client.lock_view import Holder, LockInfo, LockWatch, info_of, list_locks
 from client.surroundings import Surroundings
 from cluster.errors import Code, TenfoldError, invalid
-from proto.gen.lock_pb2 import LockRelease
 
 
 class Lock:
@@ -37,9 +34,7 @@ class Lock:
     def __init__(self, around: Surroundings, kv: Kv) -> None:
         self._around, self._kv = around, kv
         self._calls = LockCalls(around)
-        self._owners: weakref.WeakKeyDictionary[asyncio.Task[object], str] = weakref.WeakKeyDictionary()
-        self._who = ""
-        self._numbers = count(1)
+        self.owners = Owners(around.identity)
 
     # -- to hold -------------------------------------------------------------------------------------------------------
 
@@ -82,36 +77,55 @@ class Lock:
         `wait_ms` 0: not at all, None: as long as it takes, in the order of those who asked. A group is taken name by name in
         an order that is the same for everybody: parts of it may be seen as held before it is complete. LockHeld, DeadlinePassed,
         Deadlock, TooManyWaiters, LockModeDiffers, LockTableFull."""
-        return await self._acquire(
-            names, ttl_ms, wait_ms, how if mode == "exclusive" else how._replace(mode=mode), keep=True
-        )
+        how = how if mode == "exclusive" else how._replace(mode=mode)
+        return await self.acquire_for(self.owners.of_task(), names, ttl_ms, wait_ms, how)
+
+    async def acquire_for(
+        self, owner: Owner, names: str | Iterable[str], ttl_ms: int, wait_ms: int | None, how: How, *, keep: bool = True
+    ) -> Held:
+        """As `acquire`, by this owner where `how` names none. Not to `keep` it: it runs out a whole ttl after the grant."""
+        attempts = Attempts(self._calls, Lease(self._calls, ttl_of(ttl_ms, self._around.limits)))
+        held = None
+        try:
+            held = await self._obtain_for(owner, attempts, names, wait_ms, how, own=True)
+            if not keep:
+                await attempts.lease.renew()
+                attempts.lease.stop_keeping()
+        except BaseException:
+            if held is not None:
+                held.give_back()
+            attempts.lease.retire()
+            raise
+        return held
 
     def session(self, ttl_ms: int, *, on_lost: Callable[[str], None] | None = None) -> LockSession:
         """A lease for many locks: one keep-alive for all of them, and lost in one shard is lost in all."""
         attempts = Attempts(self._calls, Lease(self._calls, ttl_of(ttl_ms, self._around.limits)))
         return LockSession(self._obtain, attempts, on_lost)
 
-    async def _acquire(
-        self, names: str | Iterable[str], ttl_ms: int, wait_ms: int | None, how: How, *, keep: bool
-    ) -> Held:
-        attempts = Attempts(self._calls, Lease(self._calls, ttl_of(ttl_ms, self._around.limits)))
-        try:
-            held = await self._obtain(attempts, names, wait_ms, how, own=True)
-        except BaseException:
-            attempts.lease.retire()
-            raise
-        if not keep:
-            await attempts.lease.renew()  # so that it runs out a whole ttl after the grant
-            attempts.lease.stop_keeping()
-        return held
+    async def _obtain(self, attempts: Attempts, names: str | Iterable[str], wait_ms: int | None, how: How) -> Held:
+        return await self._obtain_for(self.owners.of_task(), attempts, names, wait_ms, how, own=False)
 
-    async def _obtain(
-        self, attempts: Attempts, names: str | Iterable[str], wait_ms: int | None, how: How, *, own: bool = False
+    async def _obtain_for(
+        self,
+        owner: Owner,
+        attempts: Attempts,
+        names: str | Iterable[str],
+        wait_ms: int | None,
+        how: How,
+        *,
+        own: bool,
     ) -> Held:
         limits = self._around.limits
-        checked, wanted = names_of(names, limits), wanted_of(how, self._task_owner(), limits)
-        claims = await attempts.obtain_all(checked, wanted, wait_of(wait_ms, limits))
-        return Held(self._around, self._kv, attempts, claims, wanted.owner, own=own)
+        checked, wanted, wait_ms = names_of(names, limits), wanted_of(how, owner.name, limits), wait_of(wait_ms, limits)
+        if wanted.owner != owner.name:
+            owner = Owner(wanted.owner)
+        try:
+            claims = await attempts.obtain_all(checked, wanted, wait_ms)
+        except BaseException:
+            owner.left = True
+            raise
+        return Held(self._around, self._kv, attempts, claims, owner, own=own)
 
     async def renew(self, held: Held) -> None:
         """See `Held.renew`."""
@@ -149,20 +163,14 @@ class Lock:
 
     async def release_token(self, name: str, token: int, *, deadline_s: float | None = None) -> bool:
         """Gives up what is held under `token`, by whoever knows it; False if nobody holds the lock. NotHolder: somebody does,
-        under another token, and nothing is changed."""
-        state, _ = await self._calls.get(self._name(name), deadline_s)
-        mine = [each for each in state.holders if each.token == token]
-        if not mine:
-            if state.holders:
-                raise TenfoldError(
-                    Code.NOT_HOLDER, f"{name!r}: token {token} is not that of its holder {state.holders[0].owner!r}"
-                )
-            return False
-        released = False
-        for each in mine:
-            asked = LockRelease(name=name, lease=each.lease, attempt=each.attempt, end_lease=True)
-            released = (await self._calls.release(self._calls.shard_of(name), asked, deadline_s)).released or released
-        return released
+        under another token, and nothing is changed. Whoever holds it is told, should it still be there."""
+        if await self.force_release(name, token, deadline_s=deadline_s):
+            return True
+        state, _ = await self._calls.get(name, deadline_s)
+        if state.holders:
+            holder = state.holders[0].owner
+            raise TenfoldError(Code.NOT_HOLDER, f"{name!r}: token {token} is not that of its holder {holder!r}")
+        return False
 
     # -- leaders and periods -------------------------------------------------------------------------------------------
 
@@ -184,9 +192,11 @@ class Lock:
     async def run_once_every(self, name: str, every: float, work: Callable[[Held], Awaitable[None]]) -> None:
         """For ever: waits for its turn, and runs `work` at most once in `every` seconds among all who call this with that name.
         The lock is not given up but left to run out, so a period does not begin before the one before it has ended. An exception
-        of `work` ends it, and the turn is used up."""
+        of `work` ends it, and the turn is used up. Each turn has an owner of its own: the one before is still held while the next
+        is waited for."""
         while True:
-            held = await self._acquire(name, milliseconds(every, "every"), None, PLAIN, keep=False)
+            every_ms = milliseconds(every, "every")
+            held = await self.acquire_for(self.owners.new(), name, every_ms, None, PLAIN, keep=False)
             try:
                 await work(held)
             finally:
@@ -196,19 +206,3 @@ class Lock:
 
     def _name(self, name: str, field: str = "name") -> str:
         return lock_name(name, self._around.limits, field)
-
-    @property
-    def client_name(self) -> str:
-        """Drawn at random: what the owners of this client that name themselves no other begin with."""
-        if not self._who:
-            self._who = f"{self._around.random.randrange(0, 2**48):012x}"
-        return self._who
-
-    def _task_owner(self) -> str:
-        """A task acts step by step, so it is one owner, whatever leases it uses."""
-        task = asyncio.current_task()
-        assert task is not None, "who awaits is a task"
-        owner = self._owners.get(task)
-        if owner is None:
-            owner = self._owners[task] = f"{self.client_name}.{next(self._numbers)}"
-        return owner

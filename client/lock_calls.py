@@ -58,8 +58,9 @@ class LockCalls:
     async def release(self, shard: int, asked: LockRelease, deadline_s: float | None) -> LockResult:
         return (await self._command(shard, LockCommand(release=asked), deadline_s)).result
 
-    async def end_lease(self, shard: int, lease: int, deadline_s: float | None) -> None:
-        await self._command(shard, LockCommand(end_lease=LockEndLease(lease=lease)), deadline_s)
+    async def end_lease(self, shard: int, lease: int, deadline_s: float | None, *, unclean: bool) -> None:
+        command = LockCommand(end_lease=LockEndLease(lease=lease, unclean=unclean))
+        await self._command(shard, command, deadline_s)
 
     async def force_release(self, name: str, token: int, deadline_s: float | None) -> LockResult:
         command = LockCommand(force_release=LockForceRelease(name=name, token=token))

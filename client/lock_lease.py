@@ -12,23 +12,27 @@ from collections.abc import Callable
 
 from client.lock_calls import LockCalls
 from client.retry import backoff_s
+from client.tasks import guarded
 from cluster.errors import Code, TenfoldError
 
 RENEW_EVERY = 1 / 3
 """Of the ttl: two renewals may fail before the third is too late."""
 FRESH = 1 / 6
 """Of the ttl: an answer that left less is followed by a renewal before anybody relies on it."""
+RENEWALS = 5
+"""In a row, each answered too late to be relied on: then the ttl is too short for this network."""
 
 
 class _Part:
-    """The lease in one shard. `claims` hold or wait there."""
+    """The lease in one shard. `claims` hold or wait there. While one of them is `confirming`, the shard may have ended the lease with
+    the last of them."""
 
-    __slots__ = ("claims", "index", "keeper", "sent")
+    __slots__ = ("claims", "confirming", "index", "keeper", "sent")
 
     def __init__(self, sent: float, index: int) -> None:
         self.sent = sent
         self.index = index
-        self.claims = 0
+        self.claims = self.confirming = 0
         self.keeper: asyncio.Task[None] | None = None
 
 
@@ -37,7 +41,7 @@ class Lease:
 
     def __init__(self, calls: LockCalls, ttl_ms: int, *, keep: bool = True) -> None:
         around = calls.around
-        self.id = _draw(around.random.randrange)
+        self.id = around.identity.randrange(1, 2**64)
         self.ttl_ms = ttl_ms
         self.keep = keep
         self.ended = False
@@ -80,11 +84,21 @@ class Lease:
     def knows(self, shard: int) -> bool:
         return shard in self._parts
 
+    def part(self, shard: int) -> object:
+        """The same one for as long as anything holds or waits there without a break, None where nothing does."""
+        return self._parts.get(shard)
+
     # -- what is in which shard ----------------------------------------------------------------------------------------
 
     async def enter(self, shard: int, sent: float, index: int) -> None:
-        """An attempt holds or waits in the shard, as the answer to a request sent at `sent` says. LEASE_LOST."""
+        """An attempt holds or waits in the shard, as the answer to a request sent at `sent` says. LEASE_LOST; DEADLINE_EXCEEDED if
+        no answer comes early enough to be relied on."""
+        renewals = 0
         while not self._believed(sent):  # the answer was long on its way: nothing can be relied on yet
+            renewals += 1
+            if renewals > RENEWALS:
+                message = f"shard {shard} answers too slowly to keep a lease of {self.ttl_ms} ms"
+                raise TenfoldError(Code.DEADLINE_EXCEEDED, message)
             sent = self._around.clock.monotonic()
             try:
                 await self._calls.renew(shard, self.id, self.ttl_ms, self._around.deadline_s)
@@ -116,6 +130,12 @@ class Lease:
             del self._parts[shard]
             _cancel(part)
         self._arm()
+
+    def confirming(self, shard: int, change: int) -> None:
+        """A claim there is being confirmed, or no more: that the lease is unknown meanwhile is no loss."""
+        part = self._parts.get(shard)
+        if part is not None:
+            part.confirming = max(0, part.confirming + change)
 
     def hold(self, change: int) -> None:
         """Something is relied on from now on, or no more."""
@@ -160,6 +180,11 @@ class Lease:
                 failures += 1
                 await asyncio.sleep(backoff_s(failures, self._around.limits, self._around.random))
 
+    async def renew_in(self, shard: int) -> bool:
+        """Whether it lives there, as far as anybody has answered; it is lost where it does not."""
+        part = self._parts.get(shard)
+        return part is not None and await self._renew(shard, part)
+
     async def _renew_once(self, shard: int, part: _Part) -> None:
         await self._renew(shard, part)
 
@@ -169,7 +194,7 @@ class Lease:
         try:
             await self._calls.renew(shard, self.id, self.ttl_ms, min(deadline_s, self._around.deadline_s))
         except TenfoldError as error:
-            if error.code is Code.UNKNOWN_LEASE and self._parts.get(shard) is part:
+            if error.code is Code.UNKNOWN_LEASE and self._parts.get(shard) is part and not part.confirming:
                 self.lose(f"shard {shard}: {error.message}")
             return False
         self._renewed(part, sent)
@@ -195,22 +220,27 @@ class Lease:
             self._arm()
 
     def lose(self, reason: str) -> None:
+        """Who holds under it may not have stopped yet, so what it holds elsewhere is freed as if it had expired there, too; one
+        that is left to run out runs out."""
         if self.lost or self.ended:
             return
         self.lost = reason
         shards = self._stop()
+        self._tell(reason)
+        if self.keep:
+            self._give_up(shards, unclean=True)
+
+    def _tell(self, reason: str) -> None:
         for told in list(self.on_lost):
-            told(reason)
-        self._give_up(shards)
+            guarded(told, reason)
 
     async def end(self) -> None:
         """With all that it holds and waits for; returns when every shard has answered or could not be asked. May be called twice."""
         if not self.ended and not self.lost:
             self.ended = True
             shards = self._stop()
-            for told in list(self.on_lost):
-                told("the lease was ended")
-            for task in self._give_up(shards):
+            self._tell("the lease was ended")
+            for task in self._give_up(shards, unclean=False):
                 await task
 
     def retire(self) -> None:
@@ -227,13 +257,16 @@ class Lease:
             _cancel(part)
         return list(parts)
 
-    def _give_up(self, shards: list[int]) -> list[asyncio.Task[None]]:
-        return [self._around.tasks(self._end_in(shard), f"end of lease {self.id:x}") for shard in shards]
+    def _give_up(self, shards: list[int], *, unclean: bool) -> list[asyncio.Task[None]]:
+        name = f"end of lease {self.id:x}"
+        return [self._around.tasks(self._end_in(shard, unclean=unclean), name) for shard in shards]
 
-    async def _end_in(self, shard: int) -> None:
+    async def _end_in(self, shard: int, *, unclean: bool) -> None:
         """What does not succeed here, the shard does by itself when the ttl is over."""
         try:
-            await self._calls.end_lease(shard, self.id, min(self.ttl_ms / 1000, self._around.deadline_s))
+            await self._calls.end_lease(
+                shard, self.id, min(self.ttl_ms / 1000, self._around.deadline_s), unclean=unclean
+            )
         except TenfoldError:
             return
 
@@ -241,7 +274,3 @@ class Lease:
 def _cancel(part: _Part) -> None:
     if part.keeper is not None and part.keeper is not asyncio.current_task():
         part.keeper.cancel()
-
-
-def _draw(randrange: Callable[[int, int], int]) -> int:
-    return randrange(1, 2**64)

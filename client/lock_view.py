@@ -15,7 +15,7 @@ from typing import Self
 
 from client.cursor import Place
 from client.lock_calls import LockCalls
-from client.lock_waits import parse_event
+from client.lock_waits import FAILURES, parse_event
 from client.retry import backoff_s
 from client.shard_stream import ShardStream
 from cluster.errors import Code, TenfoldError
@@ -27,15 +27,13 @@ _MODE_NAMES = {mode: name for name, mode in MODES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """`remaining_ms`: of its lease, by the shard's time, if it is not renewed. `lease` and `attempt` say whose hold it is."""
+    """`remaining_ms`: of its lease, by the shard's time, if it is not renewed."""
 
     owner: str
     token: int
     remaining_ms: int
     metadata: bytes
     permits: int
-    lease: int
-    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +45,6 @@ class Waiter:
     mode: str
     permits: int
     metadata: bytes
-    lease: int
-    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +82,12 @@ def info_of(state: LockState) -> LockInfo:
 
 
 def holder_of(each: LockHolder) -> Holder:
-    return Holder(each.owner, each.token, each.remaining_ms, each.metadata, each.permits, each.lease, each.attempt)
+    return Holder(each.owner, each.token, each.remaining_ms, each.metadata, each.permits)
 
 
 def _waiter_of(each: LockWaiter) -> Waiter:
     mode = _MODE_NAMES[each.mode]
-    return Waiter(each.owner, each.waited_ms, mode, each.permits, each.metadata, each.lease, each.attempt)
+    return Waiter(each.owner, each.waited_ms, mode, each.permits, each.metadata)
 
 
 async def list_locks(calls: LockCalls, prefix: str, deadline_s: float | None) -> list[LockInfo]:
@@ -120,7 +116,7 @@ class LockWatch:
             calls.around.limits.client_watch_events_max
         )
         self._task: asyncio.Task[None] | None = None
-        self._shown: tuple[int, int] | None = None  # the token last told, and whether any was
+        self._shown: int | None = None  # the token last told, None before the first
 
     async def start(self) -> None:
         """Returns when the first state is known. TenfoldError as for `check`."""
@@ -166,7 +162,10 @@ class LockWatch:
         while True:
             keys, shard = (start, start + b"\0"), self._calls.shard_of(self._name)
             try:
-                await ShardStream[LockEvent](self, self._around, "lock", parse_event, shard, keys, place).run()
+                stream = ShardStream[LockEvent](
+                    self, self._around, "lock", parse_event, shard, keys, place, failures_max=FAILURES
+                )
+                await stream.run()
             except TenfoldError as error:
                 if error.code in (Code.WRONG_CLUSTER, Code.UNKNOWN_CAPABILITY):
                     await self._told.put(error)
@@ -184,7 +183,7 @@ class LockWatch:
             await self._tell(holder_of(event.holder) if event.HasField("holder") else None)
 
     async def _tell(self, holder: Holder | None) -> None:
-        shown = (holder.token, holder.attempt) if holder is not None else (0, 0)
+        shown = holder.token if holder is not None else 0
         if shown != self._shown:
             self._shown = shown
             await self._told.put(LockChange(self._name, holder))

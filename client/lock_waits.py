@@ -11,25 +11,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from client.cursor import Place
-from client.lock_calls import LockCalls
+from client.lock_calls import Answered, LockCalls
 from client.lock_lease import Lease
 from client.retry import backoff_s
 from client.shard_stream import ShardStream
 from cluster.errors import Code, TenfoldError
-from proto.gen.lock_pb2 import LockEvent, LockResult
+from proto.gen.lock_pb2 import LockEvent
+
+FAILURES = 3
+"""Of a stream in a row: then the shard is asked instead, since its nodes may have no room for another watch."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a wait ended. Without a token it was not granted, for `error`."""
+    """How a wait ended. Without a token it was not granted, for `error`; `over`: because its time was up."""
 
     token: int = 0
     error: TenfoldError | None = None
+    over: bool = False
 
 
 @dataclass(slots=True)
 class Expected:
-    """An attempt in its shard. `on_lost` is told the reason when what it holds is taken away."""
+    """An attempt in its shard. `on_lost` is told the reason when what it holds is taken away.
+
+    What is heard of it has a log index. An answer to its acquire is the truth at its index, whatever the stream has told of an
+    earlier one: an acquire that is asked again begins anew where a wait has ended meanwhile."""
 
     name: str
     shard: int
@@ -39,13 +46,33 @@ class Expected:
     queued: bool = False
     """The shard has said that it waits."""
     since: float = 0.0
+    entered: bool = False
+    """The lease counts it in its shard."""
+    lost: str = ""
     on_lost: Callable[[str], None] | None = field(default=None)
+    answered: int = 0
+    _told: int = 0
 
-    def end(self, end: End) -> None:
+    def answer(self, token: int, index: int) -> None:
+        """The shard holds it under `token`, or has put it into the queue."""
+        self.answered = index
+        if self.ended.done() and self._told <= index:
+            self.ended = self.ended.get_loop().create_future()
+        if token and not self.ended.done():
+            self._told = index
+            self.ended.set_result(End(token=token))
+
+    def end(self, end: End, index: int) -> None:
+        """Told at a log index."""
+        if index <= self.answered:
+            return
         if not self.ended.done():
+            self._told = index
             self.ended.set_result(end)
-        elif self.on_lost is not None and end.error is not None:
-            self.on_lost(end.error.message)
+        elif end.error is not None and self.ended.result().token:
+            self.lost = end.error.message
+            if self.on_lost is not None:
+                self.on_lost(self.lost)
 
 
 class Waits:
@@ -68,7 +95,7 @@ class Waits:
         self._expected.pop(expected.attempt, None)
         if not any(each.shard == expected.shard for each in self._expected.values()):
             stream = self._streams.pop(expected.shard, None)
-            if stream is not None and stream is not asyncio.current_task():
+            if stream is not None:
                 stream.cancel()
 
     @property
@@ -98,35 +125,29 @@ class Waits:
         end = start + b"\xff" * 9
         failures = 0
         while True:
-            stream = ShardStream[LockEvent](self, self._around, "lock", parse_event, shard, (start, end), place)
+            stream = ShardStream[LockEvent](
+                self, self._around, "lock", parse_event, shard, (start, end), place, failures_max=FAILURES
+            )
             floor: object = None
             try:
                 await stream.run()
             except TenfoldError as error:
                 floor = error.details.get("floor")
-            place = await self._ask(shard, int(str(floor)) if floor is not None else None)
+            place = await self._ask(shard, int(str(floor)) if floor is not None else None, stream.place or place)
             failures += 1
             await asyncio.sleep(backoff_s(failures, self._around.limits, self._around.random))
 
-    async def _ask(self, shard: int, floor: int | None) -> Place:
-        """Asks how each attempt stands; the place from which events tell the rest."""
+    async def _ask(self, shard: int, floor: int | None, place: Place) -> Place:
+        """Asks how each attempt stands; the place from which events tell the rest: as before, if nobody answers."""
         after = floor
         for each in [each for each in self._expected.values() if each.shard == shard]:
             try:
-                result, index = await self._calls.check(shard, each.name, self._lease.id, each.attempt)
+                answered = await self._calls.check(shard, each.name, self._lease.id, each.attempt)
             except TenfoldError:
-                return Place(after or 0, 0)  # it is too old again if nobody answers, and all is asked once more
-            after = index if after is None else min(after, index)
-            self._stands(each, result)
-        return Place(after or 0, 0)
-
-    def _stands(self, expected: Expected, result: LockResult) -> None:
-        if result.granted:
-            if not expected.ended.done():
-                expected.end(End(token=result.token))
-        elif not result.waiting and (expected.queued or expected.ended.done()):
-            reason = f"{expected.name!r}: it neither holds nor waits any more"
-            expected.end(End(error=TenfoldError(Code.LEASE_LOST, reason)))
+                return place
+            after = answered.log_index if after is None else min(after, answered.log_index)
+            _stands(each, answered)
+        return Place(after, 0) if after is not None else place
 
     def confirm(self, shard: int, place: Place) -> None:
         """The stream is up; nothing waits for that."""
@@ -136,10 +157,19 @@ class Waits:
         if event is None or expected is None or expected.name != event.name:
             return
         if event.kind == LockEvent.GRANTED:
-            if not expected.ended.done():
-                expected.end(End(token=event.token))
-            return
-        expected.end(End(error=_why(event)))
+            expected.end(End(token=event.token), event.index)
+        else:
+            expected.end(End(error=_why(event), over=event.kind == LockEvent.TIMED_OUT), event.index)
+
+
+def _stands(expected: Expected, answered: Answered) -> None:
+    """As a shard tells it that was asked."""
+    result, index = answered
+    if result.granted:
+        expected.end(End(token=result.token), index)
+    elif not result.waiting and (expected.queued or expected.ended.done()):
+        reason = f"{expected.name!r}: it neither holds nor waits any more"
+        expected.end(End(error=TenfoldError(Code.LEASE_LOST, reason)), index)
 
 
 def parse_event(raw: bytes) -> tuple[int, LockEvent]:

@@ -34,7 +34,7 @@ class Taker(Protocol[Told]):
 
 class ShardStream(Generic[E]):
     """Follows the leader of one shard. `parse` gives the log index of an event and the event; `keys` is the range, an empty end
-    meaning to the last; `place` is where to begin, None being now."""
+    meaning to the last; `place` is where to begin, None being now. It ends by a retriable error, too, after `failures_max` in a row."""
 
     def __init__(
         self,
@@ -45,11 +45,19 @@ class ShardStream(Generic[E]):
         shard: int,
         keys: tuple[bytes, bytes],
         place: Place | None,
+        *,
+        failures_max: int | None = None,
     ) -> None:
+        self._failures_max = failures_max
         self._taker, self._around, self._shard, self._keys = taker, around, shard, keys
         self._capability, self._parse = capability, parse
         self._place = place
         self._failures = 0
+
+    @property
+    def place(self) -> Place | None:
+        """Behind what has been told."""
+        return self._place
 
     async def run(self) -> None:
         """For ever, or until an error that is not retriable."""
@@ -76,6 +84,8 @@ class ShardStream(Generic[E]):
             elsewhere = refresh is not Refresh.NOTHING or error.code in ASK_ANOTHER
             better = elsewhere and router.not_leader(self._shard, node, hint)
             self._failures += 1
+            if self._failures == self._failures_max:
+                raise error
             if not better or self._failures > 3:
                 await asyncio.sleep(backoff_s(self._failures, self._around.limits, self._around.random))
 

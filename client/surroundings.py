@@ -24,6 +24,8 @@ class Surroundings:
     random: Random
     limits: Limits
     deadline_s: float
+    identity: Random
+    """Draws what no two clients may have in common, though one was copied from the other by a fork."""
 
     def deadline(self, deadline_s: float | None) -> float:
         """The moment on the clock. DeadlinePassed if it is no later than now: nothing was sent. InvalidArgument."""

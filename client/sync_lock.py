@@ -67,9 +67,9 @@ class SyncLock:
         *,
         how: How = PLAIN,
     ) -> SyncHeld:
-        if how.owner is None:
-            how = how._replace(owner=f"{self._lock.client_name}.thread{self._thread()}")
-        return SyncHeld(self._run(self._lock.acquire(names, ttl_ms, wait_ms, mode, how=how)), self._run)
+        owner = self._lock.owners.of_thread(self._thread())
+        how = how if mode == "exclusive" else how._replace(mode=mode)
+        return SyncHeld(self._run(self._lock.acquire_for(owner, names, ttl_ms, wait_ms, how)), self._run)
 
     @contextmanager
     def hold(

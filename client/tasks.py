@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+R = TypeVar("R")
 
 
 class Tasks:
@@ -39,6 +41,17 @@ class Tasks:
         if not task.cancelled() and (error := task.exception()) is not None:
             message = f"client task {task.get_name()} died"
             task.get_loop().call_exception_handler({"message": message, "exception": error, "task": task})
+
+
+def guarded(told: Callable[..., R], *arguments: Any) -> R | None:
+    """Calls what a caller gave to be told something. What it raises keeps nobody else from being told: it goes to the loop's
+    exception handler, and None is returned."""
+    try:
+        return told(*arguments)
+    except Exception as error:
+        loop = asyncio.get_running_loop()
+        loop.call_exception_handler({"message": f"{told!r} raised when it was told", "exception": error})
+        return None
 
 
 class Monotonic(Protocol):

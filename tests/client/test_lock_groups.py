@@ -170,8 +170,7 @@ def test_a_wait_survives_new_leaders_and_history_that_is_gone() -> None:
             cluster.move(1, "nobody")  # the stream ends, and nobody leads
             await passes(0.5)
             world = cluster.worlds[1]
-            state = cluster.state("jobs").holders[0]
-            release = LockCommand(release=LockRelease(name="jobs", lease=state.lease, attempt=state.attempt))
+            release = LockCommand(release=LockRelease(name="jobs", lease=first.lease, attempt=first.attempts["jobs"]))
             world.entry(Request(capability="lock", body=release.SerializeToString()))
             for number in range(20):
                 world.put(b"k%d" % number)
