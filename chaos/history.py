@@ -54,7 +54,7 @@ class Header(msgspec.Struct):
 
 class LockFacts(msgspec.Struct, omit_defaults=True, gc=False):
     """What an event says of a lock, besides. `index` is the log index of what it tells, `queued` the one at which the attempt began
-    to wait (0: it did not, or nobody knows). `until_ns` is until when the lease is believed to last, by the clock of the history."""
+    to wait (0: it did not, or nobody knows). `until_ns` is until when the lease is believed to last, by the clock of the history. `cycle` is what was told with a deadlock."""
 
     name: str = ""
     lease: int = 0
@@ -68,6 +68,7 @@ class LockFacts(msgspec.Struct, omit_defaults=True, gc=False):
     index: int = 0
     queued: int = 0
     until_ns: int = 0
+    cycle: str = ""
 
 
 class Event(msgspec.Struct, omit_defaults=True, gc=False):

@@ -63,7 +63,8 @@ class Limits:
     lock_list_max: int = bound(1000, 1, 4)  # locks of a page, owners of a query, holders and waiters told of one lock
     lock_group_max: int = bound(64, 2, 64)  # names acquired together
     fence_names_max: int = bound(100_000, 1, 4)  # per shard
-    fences_max: int = bound(16, 1, 16)  # of one request
+    fences_max: int = bound(64, 1, 64)  # of one request: a group of locks may be shown whole
+    fence_expiry_ms: int = bound(7 * 86_400_000, 1000, 7 * 86_400_000)  # a name not shown for so long is forgotten
     deadlock_probe_ms: int = bound(500, 20, 500)
     # feed and watches
     feed_bytes_max: int = bound(8 * MIB, 256, 4 * KIB)  # per shard
@@ -151,6 +152,7 @@ def check(limits: Limits) -> None:
     assert limits.snapshot_chunk_bytes < limits.message_bytes_max, "a chunk fits a grpc message"
     assert limits.scan_bytes_max + limits.value_bytes_max + limits.key_bytes_max < limits.message_bytes_max
     assert limits.lock_ttl_ms_min <= limits.lock_ttl_ms_max, "a lease can be asked for"
+    assert limits.lock_ttl_ms_max < limits.fence_expiry_ms, "a fence outlives the leases it was shown under"
     for each in fields(limits):
         assert getattr(limits, each.name) > 0, f"{each.name} must be positive"
 

@@ -56,7 +56,7 @@ def _lease_by_lease(table: LockTable, stamp: Stamp, view: Any) -> None:
     """Each lease that is due ends by itself, and what it held is granted before the next one is looked at."""
     now_ms = stamp.time_ms
     for lease in [lease for lease in table.leases.values() if lease.expires_ms <= now_ms]:
-        table.end(lease, stamp, view)
+        table.end(lease, stamp, view, unclean=False)
     PULSE(table, stamp, view)
 
 
@@ -86,7 +86,7 @@ def _renew_anything(machine: LockMachine, asked: Any, stamp: Stamp, view: Any) -
 def _forget_fences(fences: Fences, view: Any) -> None:
     """Tokens that were shown are remembered by the process."""
     FENCES_LOAD(fences, view)
-    fences._highest.clear()
+    fences._begin({})
 
 
 def _push_in(table: LockTable, claim: Claim, until_ms: int, stamp: Stamp, view: Any) -> None:

@@ -2,8 +2,9 @@
 
     exclusive holds are disjoint in the log, and no holder believes in its lock when the next one has it; shared ones and those
     of a semaphore go together as far as they may
-    tokens of a name rise with every grant; the fenced registers accept none that is lower than one they have accepted
-    waiters are served in the order of the queue, or told why not
+    tokens of a name rise with every grant; the fenced registers accept none that is lower than one they have accepted, and in the
+    lock's own shard that of a present holder alone, and always
+    waiters are served in the order of the queue, or told why not; a deadlock is a cycle of those who wait
     a lease ends when its ttl has passed since its last renewal, never before
 
 The registers are judged as key-value histories too: no acknowledged write may be lost.
@@ -11,31 +12,26 @@ The registers are judged as key-value histories too: no acknowledged write may b
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
-
 import msgspec
 
 from chaos.checkers import lock_queue
 from chaos.checkers.availability import percentile
+from chaos.checkers.lock_deadlocks import check_deadlocks
+from chaos.checkers.lock_fences import check_fences
 from chaos.checkers.lock_holds import (
-    EXCLUSIVE,
     Facts,
     Problem,
     check_feed,
     check_overlaps,
     check_releases,
+    check_renewals,
     check_tokens,
     expiry_ms,
 )
-from chaos.history import History, Operation
+from chaos.history import History
 
 DRIFT = 0.1
 """How much faster than the truth a shard's time may run; of the header's `lease_drift_percent`, if it has one."""
-
-
-HOLDER = "holder"
-"""The mode of a write in the shard of its lock: there the token must be that of a present holder, too."""
 
 
 class Expiry(msgspec.Struct):
@@ -71,7 +67,9 @@ def check(history: History) -> LockFinding:
     facts = Facts(history, drift)
     check_tokens(facts)
     check_feed(facts)
+    check_renewals(facts)
     check_releases(facts)
+    check_deadlocks(facts)
     overlaps = check_overlaps(facts)
     waiters = lock_queue.check(facts, drift)
     stale = check_fences(facts)
@@ -91,47 +89,3 @@ def registers(history: History) -> History:
     """The fenced registers alone, as a key-value history."""
     operations = [each for each in history.operations if each.f in ("put", "get")]
     return History(history.header, operations, history.faults, history.end_ns)
-
-
-def check_fences(facts: Facts) -> int:
-    """How many writes were accepted under a token lower than one accepted before; a refusal needs a higher one, too."""
-    by_fence: dict[tuple[int, str], list[Operation]] = defaultdict(list)
-    for each in facts.operations:
-        if each.f != "put" or each.asked is None or not each.asked.token:
-            continue
-        # Where a lock has several holders at once, each of them may write in the lock's own shard.
-        if each.asked.mode != HOLDER or facts.modes(each.asked.name) <= {EXCLUSIVE}:
-            by_fence[each.shard or 0, each.asked.name].append(each)
-    stale = 0
-    for (_, name), writes in by_fence.items():
-        stale += _check_fence(facts, name, writes)
-    return stale
-
-
-def _check_fence(facts: Facts, name: str, writes: Sequence[Operation]) -> int:
-    stale = 0
-    highest: Operation | None = None
-    accepted = [each for each in writes if each.type == "ok" and each.version]
-    for write in sorted(accepted, key=lambda each: each.version or 0):
-        if highest is not None and _token(write) < _token(highest):
-            stale += 1
-            text = f"{write.key} took {write.value!r} with token {_token(write)} after {highest.value!r} with {_token(highest)}"
-            facts.problem("fence", name, text)
-        else:
-            highest = write
-    for write in writes:
-        done = write.completed or 0
-        if write.type != "fail" or write.error != "STALE_TOKEN" or (write.asked and write.asked.mode == HOLDER):
-            continue
-        if not any(_token(other) > _token(write) and other.invoked < done for other in writes):
-            facts.problem(
-                "fence",
-                name,
-                f"{write.key} refused {write.value!r} with token {_token(write)}, the highest it was shown",
-            )
-    return stale
-
-
-def _token(write: Operation) -> int:
-    assert write.asked is not None
-    return write.asked.token

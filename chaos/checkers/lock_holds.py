@@ -62,7 +62,8 @@ class Renewal(NamedTuple):
 
 
 class Hold(msgspec.Struct, gc=False):
-    """`granted`: log index of the grant. `known_ns`: then it was surely done. `given_up_ns`: then its holder asked for its end. `ended`: log index of its end."""
+    """`granted`: log index of the grant. `known_ns`: then it was surely done. `answered_ns`: then its holder was told.
+    `given_up_ns`: then its holder asked for its end. `ended`: log index of its end."""
 
     name: str
     shard: int
@@ -75,6 +76,7 @@ class Hold(msgspec.Struct, gc=False):
     granted: int
     known_ns: int
     until_ns: int
+    answered_ns: int
     given_up_ns: int = NEVER_NS
     ended: int = 0
     point: int = -1
@@ -108,6 +110,7 @@ class Facts:
         self.ends: dict[tuple[int, int], list[Operation]] = defaultdict(list)  # (lease, shard)
         self.holds: dict[str, list[Hold]] = defaultdict(list)
         self._modes: dict[str, set[str]] = defaultdict(set)
+        self._alone: dict[str, set[tuple[int, int]]] = {}  # the attempts that were granted exclusively
         for event in history.feed:
             self._take(event)
         for each in history.operations:
@@ -164,17 +167,19 @@ class Facts:
                 if known.token != told.token:
                     self.problem("token", each.key, f"{known} was answered token {told.token} when it was asked again")
                 known.known_ns = min(known.known_ns, done_ns)
+                known.answered_ns = min(known.answered_ns, done_ns)
                 continue
             until_ns = max((r.until_ns for r in self.renewals[asked.lease, each.shard or 0]), default=0)
             hold = Hold(
                 each.key, each.shard or 0, asked.mode, asked.capacity, max(1, asked.permits), asked.lease, asked.attempt,
-                told.token, told.index if first else told.token, done_ns, until_ns,
+                told.token, told.index if first else told.token, done_ns, until_ns, done_ns,
             )  # fmt: skip
             self._find_end(hold, each.invoked_ns)
             found[key] = hold
             self.holds[each.key].append(hold)
         for name, holds in self.holds.items():
             holds.sort(key=lambda hold: hold.token)
+            self._alone[name] = {(hold.lease, hold.attempt) for hold in holds if hold.mode == EXCLUSIVE}
             self._find_points(name, holds)
 
     def _find_end(self, hold: Hold, asked_ns: int) -> None:
@@ -206,6 +211,22 @@ class Facts:
             if (points[number].lease, points[number].attempt) != (hold.lease, hold.attempt):
                 return points[number]
         return None
+
+    def gone(self, hold: Hold) -> Point | None:
+        """The first that the feed tells after the grant of a free lock, or of another who holds it alone: then it was over."""
+        alone = self._alone[hold.name]
+        for point in self.feed.get(hold.name, ()):
+            who = (point.lease, point.attempt)
+            if who == (hold.lease, hold.attempt) or point.log_index <= hold.granted:
+                continue
+            if not point.lease or who in alone:
+                return point
+        return None
+
+    def lives_until(self, lease: int, shard: int, ns: int) -> int:
+        """Until when the lease surely lives, by what was answered before `ns`."""
+        known = (each.until_ns for each in self.renewals[lease, shard] if each.completed_ns <= ns)
+        return max(known, default=0)
 
     def missed(self, hold: Hold) -> bool:
         """Whether the feed may lack something since the hold began: then it ended at some index up to the one told."""
@@ -262,9 +283,13 @@ def _check_real_time(facts: Facts) -> None:
 
 
 def check_feed(facts: Facts) -> None:
-    """Exclusive grants are in the feed, and what it tells of their end agrees with the holders."""
+    """Exclusive grants are in the feed, and what it tells of the end of any hold agrees with the holders."""
     for hold in facts.all_holds():
-        if hold.mode != EXCLUSIVE or hold.granted <= facts.gaps.get(hold.shard, 0):
+        if hold.granted <= facts.gaps.get(hold.shard, 0):
+            continue
+        if hold.mode != EXCLUSIVE:
+            if (end := facts.gone(hold)) is not None:
+                _check_end(facts, hold, end)
             continue
         if hold.point < 0:
             if hold.granted < facts.told_to.get(hold.shard, 0):
@@ -295,6 +320,18 @@ def _check_end(facts: Facts, hold: Hold, end: Point) -> None:
                 "revived", hold.name, f"the lease of {hold} was renewed after it had ended at index {end.log_index}"
             )
             return
+
+
+def check_renewals(facts: Facts) -> None:
+    """A lease is known as long as it surely lives."""
+    for each in facts.operations:
+        if each.f != "renew" or each.type != "fail" or each.error != "UNKNOWN_LEASE" or each.asked is None:
+            continue
+        lease, shard, done_ns = each.asked.lease, each.shard or 0, each.completed_ns or NEVER_NS
+        left_ms = (facts.lives_until(lease, shard, each.invoked_ns) - done_ns) / 1e6
+        if left_ms > 0 and not any(end.f == "end" and end.invoked_ns < done_ns for end in facts.ends[lease, shard]):
+            text = f"lease {lease:x} is unknown in shard {shard} {left_ms:.1f} ms before it could be over"
+            facts.problem("early", each.key, text)
 
 
 def check_releases(facts: Facts) -> None:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from chaos.checkers.lock_holds import EXCLUSIVE, NEVER_NS, Facts, Point
+from chaos.checkers.lock_holds import NEVER_NS, Facts, Point
 from chaos.history import Operation
 
 TOLD = ("TIMED_OUT", "LOST", "CANCELLED", "DEADLOCK")
@@ -148,13 +148,11 @@ def _waits_in_vain(attempt: Attempt, point: Point) -> bool:
 
 
 def _check_told(facts: Facts, drift: float) -> None:
-    """Nobody is told an end that cannot be yet, or a deadlock it has no part in."""
-    held: dict[int, list[Operation]] = defaultdict(list)
+    """Nobody is told an end that cannot be yet."""
     for each in facts.operations:
         if each.f != "acquire" or each.asked is None:
             continue
         if each.type != "fail":
-            held[each.asked.lease].append(each)
             continue
         done_ns = each.completed_ns or NEVER_NS
         if each.error == "TIMED_OUT" and done_ns < each.invoked_ns + int(each.asked.wait_ms * 1e6 * (1 - drift)):
@@ -171,5 +169,3 @@ def _check_told(facts: Facts, drift: float) -> None:
             )
             if done_ns < until_ns and not ended:
                 facts.problem("early", each.key, f"lease {each.asked.lease:x} was lost to a waiter before it could be")
-        if each.error == "DEADLOCK" and each.asked.mode == EXCLUSIVE and not held[each.asked.lease]:
-            facts.problem("deadlock", each.key, f"lease {each.asked.lease:x} is told of a deadlock and holds nothing")

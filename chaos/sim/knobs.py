@@ -35,6 +35,7 @@ FLOORS = {
     "lock_permits_max": 4,
     "lock_ttl_ms_max": 10_000,
     "lock_wait_ms_max": 10_000,
+    "fence_expiry_ms": 7 * 86_400_000,
     "client_backoff_ms_min": 10,
     "client_backoff_ms_max": 200,
 }

@@ -214,13 +214,12 @@ class _Client:
         self._name = f"{load.options.name}{number}"
         self._chance = random.Random(f"{seed}/lock/{self._name}")
         self._line = Line(load.calls)
-        self._turns = self._writes = 0
+        self._writes = 0
 
     async def run(self, pause_s: float) -> None:
         loop = asyncio.get_running_loop()
         due = loop.time() + self._chance.uniform(0, pause_s)
         while not await self._load.stopped_within(due - loop.time()):
-            self._turns += 1
             await self._turn()
             due = max(due + pause_s * self._chance.uniform(0.5, 1.5), loop.time())
 
@@ -247,7 +246,7 @@ class _Client:
         low, high = options.ttl_ms
         ttl_ms = round(low * (high / low) ** chance.random())
         view = LeaseView(chance.getrandbits(63) | 1, ttl_ms)
-        turn, owner = Turn(view), f"c{self._name}.{self._turns}"
+        turn = Turn(view)
         names = {name.lock: name for name in [self._lane.take()]}
         if chance.randrange(100) < options.group_percent:
             for _ in range(chance.randint(1, 3)):
@@ -262,7 +261,7 @@ class _Client:
             mode, capacity, permits = self._mode(name)
             turn.names.append(name)
             turn.asks.append(
-                Ask(name.lock, name.shard, view.lease, number, owner, ttl_ms, wait_ms, mode, capacity, permits, first)
+                Ask(name.lock, name.shard, view.lease, number, ttl_ms, wait_ms, mode, capacity, permits, first)
             )
         return turn
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 from chaos.history import EventType, LockFacts, Recorder
 from chaos.workloads.kv import Value
-from cluster.errors import TenfoldError
+from cluster.errors import Code, TenfoldError
 from cluster.limits import DEFAULT
 
 DRIFT = DEFAULT.lease_drift_percent / 100
@@ -24,13 +24,21 @@ class Ask(NamedTuple):
     shard: int
     lease: int
     attempt: int
-    owner: str
     ttl_ms: int
     wait_ms: int
     mode: str = "exclusive"
     capacity: int = 0
     permits: int = 0
     new_lease: bool = False
+
+    @property
+    def owner(self) -> str:
+        """What everybody is told of who holds: here it says which lease that is."""
+        return f"{self.lease:x}"
+
+    @property
+    def metadata(self) -> bytes:
+        return str(self.attempt).encode()
 
 
 class Granted(NamedTuple):
@@ -46,9 +54,9 @@ class Released(NamedTuple):
 class NotGranted(Exception):
     """A definite answer: held by another, or a wait that has ended. `why` is a word of `LockEvent.Kind`, or HELD."""
 
-    def __init__(self, why: str, index: int = 0) -> None:
+    def __init__(self, why: str, index: int = 0, cycle: str = "") -> None:
         super().__init__(why)
-        self.why, self.index = why, index
+        self.why, self.index, self.cycle = why, index, cycle
 
 
 class Locks(Protocol):
@@ -134,10 +142,12 @@ class Calls:
         try:
             granted = await locks.acquire(ask, queued, deadline_s=self._deadline_s + ask.wait_ms / 1000)
         except NotGranted as error:
-            told.index = error.index
+            told.index, told.cycle = error.index, error.cycle
             self._done(line, "fail", "acquire", ask.name, ask.shard, error=error.why, lock=told)
             return error.why
         except TenfoldError as error:
+            if error.code is Code.DEADLOCK:
+                told.cycle = error.message
             type = self._failed(line, error, "acquire", ask.name, ask.shard, lock=told)
             return error.code.name if type == "fail" else None
         told.token, told.index = granted.token, granted.log_index

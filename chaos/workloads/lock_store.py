@@ -96,7 +96,8 @@ class LockFeed:
         facts = LockFacts(index=event.index)
         if event.HasField("holder"):
             holder = event.holder
-            facts = LockFacts(lease=holder.lease, attempt=holder.attempt, token=holder.token, index=event.index)
+            lease, attempt = int(holder.owner, 16), int(holder.metadata)  # as the workload says who it is
+            facts = LockFacts(lease=lease, attempt=attempt, token=holder.token, index=event.index)
         self._recorder.record(FEED, "ok", "holder" if facts.lease else "free", key=event.name, shard=shard, lock=facts)
 
 
@@ -114,7 +115,7 @@ class ClientLocks:
 
     async def acquire(self, ask: Ask, queued: Callable[[int], None], *, deadline_s: float) -> Granted:
         asked = lock_pb2.LockAcquire(
-            name=ask.name, lease=ask.lease, attempt=ask.attempt, owner=ask.owner, ttl_ms=ask.ttl_ms, wait_ms=ask.wait_ms,
+            name=ask.name, lease=ask.lease, attempt=ask.attempt, owner=ask.owner, metadata=ask.metadata, ttl_ms=ask.ttl_ms, wait_ms=ask.wait_ms,
             mode=lock_pb2.LockMode.Value(ask.mode.upper()), capacity=ask.capacity, permits=ask.permits, new_lease=ask.new_lease,
         )  # fmt: skip
         told = self.feed.expect(ask)
@@ -134,7 +135,7 @@ class ClientLocks:
             told.cancel()
         if event.kind == lock_pb2.LockEvent.GRANTED:
             return Granted(event.token, event.index)
-        raise NotGranted(lock_pb2.LockEvent.Kind.Name(event.kind), event.index)
+        raise NotGranted(lock_pb2.LockEvent.Kind.Name(event.kind), event.index, event.reason)
 
     async def renew(self, shard: int, lease: int, ttl_ms: int, *, deadline_s: float) -> None:
         command = lock_pb2.LockCommand(renew=lock_pb2.LockRenew(lease=lease, ttl_ms=ttl_ms))

@@ -111,6 +111,7 @@ class Applier:
             if answered is not None:
                 return answered
         stamp.changes = groups.setdefault(name, [])
+        stamp.principal = request.principal
         if request.fences:
             outcome = self._fenced(machine, request, command, stamp, groups)
         else:
@@ -135,7 +136,7 @@ class Applier:
     ) -> Outcome:
         """The request if its tokens hold; with it the locks are released that it says."""
         try:
-            self.fences.check(request.fences, stamp.time_ms, self._locks, self._views["fence"])
+            self.fences.check(request.fences, stamp, self._locks, self._views["fence"])
         except TenfoldError as refusal:
             return Outcome(refusal.code, refusal.message, b"", stamp.index)
         outcome = self._command(machine, request, command, stamp)
@@ -152,11 +153,14 @@ class Applier:
             stamp.changes = groups[name] = []
             machine.pulse(stamp, self._views[name])
         self.sessions.pulse(stamp.time_ms, self._views["session"])
+        self.fences.pulse(stamp.time_ms, self._views["fence"])
 
     def pulse_due(self, now_ms: int) -> bool:
         """Would a pulse stamped `now_ms` expire anything? Cheap: asked at every tick by the leader."""
-        return self.sessions.pulse_due(now_ms) or any(
-            machine.pulse_due(self._views[name], now_ms) for name, machine in self.machines.items()
+        return (
+            self.sessions.pulse_due(now_ms)
+            or self.fences.pulse_due(now_ms)
+            or any(machine.pulse_due(self._views[name], now_ms) for name, machine in self.machines.items())
         )
 
     def query(self, capability: str, request: Any) -> Any:

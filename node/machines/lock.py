@@ -2,7 +2,8 @@
 
 Laws: a lock is held by those who fit together and by nobody else; only an applied pulse ends a lease, a wait or a delay, so never
 before the shard's time says so. (lease, attempt) identifies an acquire for ever: asked again while it holds or waits, it is
-answered the same. A lease that has ended at the stamp can neither be renewed nor be granted anything. After Burrows, "The Chubby
+answered the same. A lease that has ended at the stamp can neither be renewed nor be granted anything, and is nobody's but its
+principal's. After Burrows, "The Chubby
 lock service" (2006): sequencers, here fencing tokens, and the lock-delay.
 """
 
@@ -15,12 +16,14 @@ from node.machines import lock_answers
 from node.machines.lock_rows import Claim, Lease, Lock
 from node.machines.lock_table import LockTable, tell
 from node.machines.machine import Stamp
+from proto.gen.entry_pb2 import Fence
 from proto.gen.lock_pb2 import (
     EXCLUSIVE,
     SEMAPHORE,
     LockAcquire,
     LockAnswer,
     LockCommand,
+    LockEndLease,
     LockEvent,
     LockForceRelease,
     LockMode,
@@ -62,7 +65,7 @@ class LockMachine:
         if which == "renew":
             return self._renew(command.renew, stamp, view)
         if which == "end_lease":
-            return self._end_lease(command.end_lease.lease, stamp, view)
+            return self._end_lease(command.end_lease, stamp, view)
         assert which == "force_release", f"command {which} is unknown"
         return self._force_release(command.force_release, stamp, view)
 
@@ -71,18 +74,18 @@ class LockMachine:
     def _acquire(self, asked: LockAcquire, stamp: Stamp, view: View) -> LockResult:
         table, now_ms = self._table, stamp.time_ms
         expires_ms = now_ms + asked.ttl_ms
-        lease = self._lease(asked.lease, now_ms, may_begin=asked.new_lease)
+        lease = self._lease(asked.lease, stamp, may_begin=asked.new_lease)
         if lease is not None and asked.attempt in lease.claims:
             return self._ask_again(asked, lease, expires_ms, view)
         lock = table.locks.get(asked.name) or Lock(asked.name)
         _check_mode(lock, asked)
-        again = lock.held_alone_by(asked.owner) if asked.reentrant else None
+        again = lock.held_alone_by(asked.owner, now_ms) if asked.reentrant else None
         free = not lock.waiters and not lock.delay_until_ms and lock.fits(asked.mode, asked.permits or 1)
         if not free and again is None and not asked.wait_ms:
             if lease is not None:
                 table.live(lease, expires_ms, view)
             return lock_answers.held_by_others(lock, now_ms)
-        claim = self._claim(asked, lock, lease or Lease(asked.lease, expires_ms))
+        claim = self._claim(asked, lock, lease or Lease(asked.lease, expires_ms, stamp.principal))
         if not free and again is None:
             self._check_queue(claim, now_ms)
             table.live(claim.lease, expires_ms, view)
@@ -95,14 +98,21 @@ class LockMachine:
         table.settle(lock, stamp, view, changed=True)
         return LockResult(granted=True, token=claim.token)
 
-    def _lease(self, id: int, now_ms: int, *, may_begin: bool = False) -> Lease | None:
+    def _lease(self, id: int, stamp: Stamp, *, may_begin: bool = False) -> Lease | None:
         """The lease, which lives; None where a new one may begin."""
-        lease = self._table.leases.get(id)
+        lease = self._known(id, stamp)
         if lease is None and may_begin:
             return None
-        if lease is None or lease.expires_ms <= now_ms:
+        if lease is None or lease.expires_ms <= stamp.time_ms:
             why = "is unknown in this shard" if lease is None else "has expired"
             raise TenfoldError(Code.UNKNOWN_LEASE, f"lease {id} {why}")
+        return lease
+
+    def _known(self, id: int, stamp: Stamp) -> Lease | None:
+        """Whether it lives or not."""
+        lease = self._table.leases.get(id)
+        if lease is not None and lease.principal != stamp.principal:
+            raise TenfoldError(Code.NOT_HOLDER, f"lease {id} was begun by another principal")
         return lease
 
     def _ask_again(self, asked: LockAcquire, lease: Lease, expires_ms: int, view: View) -> LockResult:
@@ -138,14 +148,14 @@ class LockMachine:
     # ---- the end of a hold, of a wait, of a lease
 
     def _renew(self, asked: LockRenew, stamp: Stamp, view: View) -> LockResult:
-        lease = self._lease(asked.lease, stamp.time_ms)
+        lease = self._lease(asked.lease, stamp)
         assert lease is not None
         self._table.live(lease, stamp.time_ms + asked.ttl_ms, view)
         return LockResult()
 
     def _release(self, asked: LockRelease, stamp: Stamp, view: View) -> LockResult:
         table = self._table
-        lock, lease = table.locks.get(asked.name), table.leases.get(asked.lease)
+        lock, lease = table.locks.get(asked.name), self._known(asked.lease, stamp)
         claim = lease.claims.get(asked.attempt) if lease is not None else None
         if claim is not None and claim.lock is not lock:
             message = f"release.attempt: {asked.attempt} of lease {asked.lease} is about {claim.lock.name!r}"
@@ -166,11 +176,11 @@ class LockMachine:
             table.close(lease, view)
         return result
 
-    def _end_lease(self, id: int, stamp: Stamp, view: View) -> LockResult:
-        lease = self._table.leases.get(id)
+    def _end_lease(self, asked: LockEndLease, stamp: Stamp, view: View) -> LockResult:
+        lease = self._known(asked.lease, stamp)
         if lease is None:
             return LockResult()
-        self._table.end(lease, stamp, view)
+        self._table.end(lease, stamp, view, unclean=asked.unclean)
         return LockResult(released=True)
 
     def _force_release(self, asked: LockForceRelease, stamp: Stamp, view: View) -> LockResult:
@@ -191,16 +201,24 @@ class LockMachine:
 
     # ---- for fences
 
-    def holds(self, name: str, token: int, now_ms: int) -> bool:
-        """Is the token that of a holder whose lease lives?"""
-        lock = self._table.locks.get(name)
-        return lock is not None and any(claim.token == token and claim.alive(now_ms) for claim in lock.holders.values())
+    def check_holder(self, fence: Fence, stamp: Stamp) -> None:
+        """Its token must be that of a holder whose lease lives; who releases by it must be the principal of that lease."""
+        lock = self._table.locks.get(fence.name)
+        held = [claim for claim in lock.holders.values() if claim.token == fence.token] if lock is not None else []
+        if not any(claim.alive(stamp.time_ms) for claim in held):
+            message = f"{fence.name!r}: token {fence.token} is not that of a present holder"
+            raise TenfoldError(Code.STALE_TOKEN, message)
+        if fence.release and any(claim.lease.principal != stamp.principal for claim in held):
+            raise TenfoldError(Code.NOT_HOLDER, f"{fence.name!r} is held by another principal")
 
     def confirm(self, name: str, token: int, stamp: Stamp, view: View) -> None:
-        """Releases what is held under the token, which `holds`."""
+        """Releases what is held under the token, which is that of a holder. A lease that has nothing else here ends with it: were
+        it renewed, whoever never heard of this would believe to hold for ever."""
         lock = self._table.locks[name]
         for claim in [claim for claim in lock.holders.values() if claim.token == token]:
             self._table.drop(claim, view)
+            if not claim.lease.claims:
+                self._table.close(claim.lease, view)
         self._table.settle(lock, stamp, view, changed=True)
 
     # ---- queries and time

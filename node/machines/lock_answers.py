@@ -1,6 +1,7 @@
 """What a lock machine answers: how an attempt stands, one lock, a page of locks, who waits for whom.
 
-Laws: nothing is hidden by time; what remains of a lease is said by the shard time of the last applied entry. An answer is bounded:
+Laws: who holds or waits is told by owner and token; lease and attempt, by which it is given up, only to who names them, and in
+the edges of a wait. Nothing is hidden by time; what remains of a lease is said by the shard time of the last applied entry. An answer is bounded:
 a page in locks and bytes, a lock in the holders and waiters that are listed.
 """
 
@@ -136,8 +137,6 @@ def holder(claim: Claim, now_ms: int) -> LockHolder:
 
 def _waiter(claim: Claim, now_ms: int) -> LockWaiter:
     return LockWaiter(
-        lease=claim.lease.id,
-        attempt=claim.attempt,
         owner=claim.owner,
         metadata=claim.metadata,
         mode=claim.mode,

@@ -4,7 +4,9 @@ Laws: an edge is a necessity: the waiter cannot be served before that holder giv
 in it gives up. A queue is served in order, so who waits needs what those before it need. What a semaphore's waiter could get from
 any of several holders is no edge. Only one who joins a queue can close a cycle, and the cycle goes through it.
 
-An owner acts one step at a time: what it holds, it holds while it waits. That it asks for what it holds itself is no cycle.
+An owner acts one step at a time: what it holds, it holds while it waits, so the permits of a semaphore that its waiter has are
+none of those it could get. That it asks for what it holds itself is no cycle, whoever stands in the queue between: that hold may be
+one it has given up and that has not ended yet, and then it is served.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from node.machines.lock_rows import Claim, ClaimKey, conflict
-from proto.gen.lock_pb2 import EXCLUSIVE
+from proto.gen.lock_pb2 import EXCLUSIVE, SEMAPHORE
 
-_EXCLUSIVE = int(EXCLUSIVE)
+_EXCLUSIVE, _SEMAPHORE = int(EXCLUSIVE), int(SEMAPHORE)
 
 
 class WaitGraph:
@@ -45,14 +47,9 @@ class WaitGraph:
     def cycle(self, asking: Claim, now_ms: int) -> str:
         """The cycle that `asking` would close at the end of its queue, as "a: w1 -> w2, b: w2 -> w1"; empty if none. Whose
         lease has expired, or whose wait is over, waits no more."""
-        owner, name = asking.owner, asking.lock.name
+        owner = asking.owner
         if owner not in self._holds:
             return ""  # nobody can wait for it
-        for waiter in reversed(asking.lock.waiters.values()):
-            if waiter.owner != owner and waits_at(waiter, now_ms):
-                if any(holder.owner == owner for holder in blockers(waiter, now_ms)):
-                    return f"{name}: {owner} -> {waiter.owner}, {name}: {waiter.owner} -> {owner}"
-                break  # those before it need no more than it does
         came: dict[str, Claim] = {}  # which attempt waits for this owner
         ahead = [asking]
         while ahead:
@@ -77,18 +74,44 @@ def waits_at(claim: Claim, now_ms: int) -> bool:
 
 def blockers(claim: Claim, now_ms: int) -> Iterator[Claim]:
     """The holders that must give way before `claim`, which waits or would (with index 0: at the end), holds its lock."""
-    mode, permits = claim.mode, claim.permits
-    if mode != _EXCLUSIVE:
-        for waiter in claim.lock.waiters.values():
-            if claim.index and waiter.index >= claim.index:
-                break
-            if waits_at(waiter, now_ms):  # the strictest of those before it, and of itself
-                mode, permits = min(mode, waiter.mode), max(permits, waiter.permits)
-                if mode == _EXCLUSIVE:
-                    break
-    for holder in claim.lock.holders.values():
-        if holder.owner != claim.owner and holder.alive(now_ms) and conflict(holder, mode, permits):
+    holders = [holder for holder in claim.lock.holders.values() if holder.alive(now_ms)]
+    if claim.mode == _SEMAPHORE:
+        yield from _semaphore_blockers(claim, holders, now_ms)
+        return
+    mode = claim.mode
+    if mode != _EXCLUSIVE and any(waiter.mode == EXCLUSIVE for waiter in _before(claim, now_ms)):
+        mode = EXCLUSIVE  # as the strictest of those before it, and of itself
+    for holder in holders:
+        if holder.owner != claim.owner and conflict(holder, mode, 1):
             yield holder
+
+
+def _before(claim: Claim, now_ms: int) -> Iterator[Claim]:
+    for waiter in claim.lock.waiters.values():
+        if claim.index and waiter.index >= claim.index:
+            return
+        if waits_at(waiter, now_ms):
+            yield waiter
+
+
+def _semaphore_blockers(claim: Claim, holders: list[Claim], now_ms: int) -> Iterator[Claim]:
+    """It needs as many as anybody up to its place asks for, beside what the owner of that one has."""
+    has: dict[str, int] = {}
+    for holder in holders:
+        has[holder.owner] = has.get(holder.owner, 0) + holder.permits
+    needs: dict[str, int] = {}  # by owner, the most that one of its attempts would hold in the end
+    permits = 0
+    for each in (claim, *_before(claim, now_ms)):
+        permits = max(permits, each.permits)
+        total = each.permits + has.get(each.owner, 0)
+        if total <= each.capacity:  # else it waits for itself
+            needs[each.owner] = max(needs.get(each.owner, 0), total)
+    (first, most), (_, next_most) = sorted([*needs.items(), ("", 0), ("", 0)], key=lambda item: (-item[1], item[0]))[:2]
+    for holder in holders:
+        if holder.owner != claim.owner:
+            wanted = max(permits, most if holder.owner != first else next_most)
+            if conflict(holder, SEMAPHORE, wanted):
+                yield holder
 
 
 def _told(last: Claim, owner: str, came: dict[str, Claim]) -> str:

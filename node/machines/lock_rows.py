@@ -6,6 +6,8 @@ token the log has passed leaves no record, since any later grant has a higher in
 The view holds `l` + name -> last token and delay, only while either says something; `h` + name + NUL + lease + attempt -> one
 who holds; `w` + name + NUL + index + lease + attempt -> one who waits; `s` + lease -> the lease. Names have no NUL, so the locks
 lie in the order of their names.
+
+A lease is that of the principal that began it; nobody else may renew it, end it, or give up what it holds.
 """
 
 from __future__ import annotations
@@ -32,11 +34,12 @@ ClaimKey = tuple[int, int]
 class Lease:
     """`claims`: what it holds and waits for here, by attempt."""
 
-    __slots__ = ("claims", "expires_ms", "id")
+    __slots__ = ("claims", "expires_ms", "id", "principal")
 
-    def __init__(self, id: int, expires_ms: int) -> None:
+    def __init__(self, id: int, expires_ms: int, principal: str) -> None:
         self.id = id
         self.expires_ms = expires_ms
+        self.principal = principal
         self.claims: dict[int, Claim] = {}
 
 
@@ -141,10 +144,14 @@ class Lock:
             return mode == _SHARED == claim.mode
         return True
 
-    def held_alone_by(self, owner: str) -> Claim | None:
-        """A holder, if `owner` holds it exclusively."""
+    def held_alone_by(self, owner: str, now_ms: int) -> Claim | None:
+        """A holder whose lease lives, if `owner` holds it exclusively. What a lease that has ended still keeps is lent to nobody:
+        its token must end with it."""
         for claim in self.holders.values():
-            return claim if claim.mode == _EXCLUSIVE and claim.owner == owner else None
+            if claim.mode != _EXCLUSIVE or claim.owner != owner:
+                return None
+            if claim.alive(now_ms):
+                return claim
         return None
 
     def admit(self, claim: Claim) -> None:
@@ -174,7 +181,7 @@ def lease_key(lease: int) -> bytes:
 
 
 def encode_lease(lease: Lease) -> bytes:
-    return _LEASE.pack(_FORMAT, lease.expires_ms)
+    return _LEASE.pack(_FORMAT, lease.expires_ms) + lease.principal.encode()
 
 
 def attempt_key(lease: int, attempt: int) -> bytes:
@@ -186,10 +193,10 @@ def read_locks(view: ReadView) -> tuple[dict[int, Lease], dict[str, Lock]]:
     """All that the view holds."""
     leases: dict[int, Lease] = {}
     for key, record in view.scan(b"s", b"t"):
-        kind, expires_ms = _LEASE.unpack(record)
+        kind, expires_ms = _LEASE.unpack_from(record)
         assert kind == _FORMAT, f"lease format {kind} is unknown"
         lease = _NUMBER.unpack_from(key, 1)[0]
-        leases[lease] = Lease(lease, expires_ms)
+        leases[lease] = Lease(lease, expires_ms, record[_LEASE.size :].decode())
     locks: dict[str, Lock] = {}
     for key, record in view.scan(b"l", b"m"):
         kind, last_token, delay_until_ms = _HEADER.unpack(record)

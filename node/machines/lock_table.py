@@ -175,16 +175,17 @@ class LockTable:
         return self._lease_ends.due(now_ms) or self._wait_ends.due(now_ms) or self._delay_ends.due(now_ms)
 
     def pulse(self, stamp: Stamp, view: View) -> None:
-        """All leases that are due end before anybody is granted what they held; a lease ends whole."""
+        """All leases that are due end before anybody is granted what they held. One that has more than there is room for ends over
+        several pulses: until the last it is there, and dead."""
         now_ms, room = stamp.time_ms, self._limits.pulse_keys_max
         touched: dict[str, tuple[Lock, bool]] = {}  # and whether its holders changed
         while room > 0 and self._lease_ends.due(now_ms):
             lease = self.leases[_first(self._lease_ends)]
-            room -= 1 + len(lease.claims)
-            for claim in self._take(lease, touched, view):
+            taken = self._take(lease, touched, view, room)
+            room -= 1 + len(taken)
+            self._keep_delays(taken, now_ms)
+            for claim in taken:
                 tell(claim, LOST, EXPIRED, stamp)
-                if claim.token and claim.delay_ms:
-                    self.delay(claim.lock, now_ms + claim.delay_ms)
         while room > 0 and self._wait_ends.due(now_ms):
             claim = self.waiting[_first(self._wait_ends)]
             room -= 1
@@ -202,23 +203,33 @@ class LockTable:
         for lock, changed in touched.values():
             self.settle(lock, stamp, view, changed=changed)
 
-    def end(self, lease: Lease, stamp: Stamp, view: View) -> None:
-        """Because it was asked for. Who held is not told, being who asked."""
+    def end(self, lease: Lease, stamp: Stamp, view: View, *, unclean: bool) -> None:
+        """Because it was asked for, `unclean` by one who does not know whether its holder still acts. Who held is not told, being
+        who asked."""
         touched: dict[str, tuple[Lock, bool]] = {}
-        for claim in self._take(lease, touched, view):
+        taken = self._take(lease, touched, view, len(lease.claims))
+        if unclean:
+            self._keep_delays(taken, stamp.time_ms)
+        for claim in taken:
             if not claim.token:
                 tell(claim, CANCELLED, "", stamp)
         for lock, changed in touched.values():
             self.settle(lock, stamp, view, changed=changed)
 
-    def _take(self, lease: Lease, touched: dict[str, tuple[Lock, bool]], view: View) -> list[Claim]:
-        """Drops the lease with its claims, which are returned in one order on all replicas."""
-        claims = [claim for _, claim in sorted(lease.claims.items())]
+    def _keep_delays(self, taken: list[Claim], now_ms: int) -> None:
+        for claim in taken:
+            if claim.token and claim.delay_ms:
+                self.delay(claim.lock, now_ms + claim.delay_ms)
+
+    def _take(self, lease: Lease, touched: dict[str, tuple[Lock, bool]], view: View, most: int) -> list[Claim]:
+        """Drops so many of its claims, which are returned in one order on all replicas, and with the last one the lease."""
+        claims = [claim for _, claim in sorted(lease.claims.items())][:most]
         for claim in claims:
             self.drop(claim, view)
             before = touched.get(claim.lock.name)
             touched[claim.lock.name] = (claim.lock, claim.token > 0 or (before is not None and before[1]))
-        self.close(lease, view)
+        if not lease.claims:
+            self.close(lease, view)
         return claims
 
     # ---- laws
@@ -229,7 +240,9 @@ class LockTable:
         assert self.leases.keys() == other.leases.keys(), "the leases in memory are those in the view"
         assert self.locks.keys() == other.locks.keys(), "the locks in memory are those in the view"
         for id, lease in self.leases.items():
-            assert lease.expires_ms == other.leases[id].expires_ms, f"lease {id}: its end can be rebuilt"
+            rebuilt_lease = other.leases[id]
+            assert lease.expires_ms == rebuilt_lease.expires_ms, f"lease {id}: its end can be rebuilt"
+            assert lease.principal == rebuilt_lease.principal, f"lease {id}: whose it is can be rebuilt"
             assert _rows(lease.claims) == _rows(other.leases[id].claims), f"lease {id}: its claims can be rebuilt"
             assert len(lease.claims) <= self._limits.lease_attempts_max, f"lease {id}: attempts are bounded"
         for name, lock in self.locks.items():
@@ -313,9 +326,8 @@ def _tell_state(lock: Lock, stamp: Stamp) -> None:
 
 
 def holder_message(claim: Claim) -> LockHolder:
+    """For everybody: its lease and attempt, by which it is given up, are not told."""
     return LockHolder(
-        lease=claim.lease.id,
-        attempt=claim.attempt,
         owner=claim.owner,
         metadata=claim.metadata,
         token=claim.token,

@@ -14,16 +14,17 @@ from cluster.ports import ReadView, View
 
 class Stamp:
     """Where and when an entry is applied. `index` and `term` are its place in the log, `time_ms` is shard time (never goes
-    back, the only time that decides anything), `wall_ms` is for users' dates. Machines append what they change to
-    `changes` as (key, encoded event); the applier writes them to the feed."""
+    back, the only time that decides anything), `wall_ms` is for users' dates, `principal` is who asks. Machines append what
+    they change to `changes` as (key, encoded event); the applier writes them to the feed."""
 
-    __slots__ = ("changes", "index", "term", "time_ms", "wall_ms")
+    __slots__ = ("changes", "index", "principal", "term", "time_ms", "wall_ms")
 
     def __init__(self, index: int, term: int, time_ms: int, wall_ms: int) -> None:
         self.index = index
         self.term = term
         self.time_ms = time_ms
         self.wall_ms = wall_ms
+        self.principal = ""
         self.changes: list[tuple[bytes, bytes]] = []
 
 

@@ -6,6 +6,7 @@ wherever it has anything.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence, Set
 
 from google.protobuf.message import DecodeError
@@ -19,6 +20,8 @@ from proto.gen.lock_pb2 import SEMAPHORE, LockAcquire, LockCommand, LockMode, Lo
 _MODES = frozenset(LockMode.values())
 _COMMANDS = tuple(field.name for field in LockCommand.DESCRIPTOR.fields)
 _QUERIES = tuple(field.name for field in LockQuery.DESCRIPTOR.fields)
+_UNSEEN = frozenset(("Cc", "Cf", "Zl", "Zp"))
+"""Categories of what moves, hides or turns around the text beside it; a list of locks is read by people."""
 _NOTHING: frozenset[bytes] = frozenset()
 _REASON_BYTES_MAX = 4096  # the owners of a long cycle
 
@@ -58,9 +61,8 @@ class Service:
             self._check_acquire(command.acquire)
         elif which == "release":
             _check_lease(command.release.lease, "release.lease")
-            size = len(command.release.reason.encode())
-            if size > _REASON_BYTES_MAX:
-                raise invalid("release.reason", f"{size} bytes, must be 0 to {_REASON_BYTES_MAX}")
+            if command.release.reason:
+                _check_text(command.release.reason, "release.reason", _REASON_BYTES_MAX)
         return command, frozenset((written(name),))
 
     def _check_acquire(self, asked: LockAcquire) -> None:
@@ -152,9 +154,11 @@ def _check_text(text: str, where: str, bytes_max: int) -> None:
     size = len(text.encode())
     if not 1 <= size <= bytes_max:
         raise invalid(where, f"{size} bytes, must be 1 to {bytes_max}")
+    if text.isprintable():
+        return
     for position, character in enumerate(text):
-        if ord(character) < 32 or ord(character) == 127:
-            raise invalid(where, f"character {position} is a control character")
+        if unicodedata.category(character) in _UNSEEN:
+            raise invalid(where, f"character {position} (U+{ord(character):04X}) is one of control or format")
 
 
 def _check_lease(lease: int, where: str) -> None:

@@ -69,8 +69,13 @@ class Script:
         call = self.invoke("renew", key=f"lease/{lease:x}", lease=lease, ttl_ms=TTL_MS)
         self.done(call, lock=LockFacts(until_ns=(self.now_ms + 900) * 1_000_000))
 
-    def write(self, token: int, version: int, error: str = "", key: str = "register") -> None:
-        call = self.invoke("put", key=key, value=f"{token}.{version}", name=NAME, token=token)
+    def write(
+        self, token: int, version: int, error: str = "", key: str = "register", *, home: bool = False, until_ms: int = 0
+    ) -> None:
+        """`home`: to a register in the lock's own shard. Answered at once, or at `until_ms`."""
+        mode = "holder" if home else ""
+        call = self.invoke("put", key=key, value=f"{token}.{version}", name=NAME, token=token, mode=mode)
+        self.at(max(self.now_ms, until_ms))
         if error:
             self.done(call, "fail", error=error)
         else:
@@ -185,7 +190,7 @@ def test_shared_holders_go_together_and_exclude_others() -> None:
     assert script.laws() == set()
     script.at(100).take(C, 9)
     found = script.check()
-    assert found.overlaps == 1 and {each.law for each in found.problems} == {"overlap"}
+    assert found.overlaps == 1 and {each.law for each in found.problems} == {"overlap", "early"}
 
 
 def test_a_semaphore_has_a_capacity() -> None:
@@ -218,6 +223,80 @@ def test_a_write_in_doubt_may_have_shown_a_token() -> None:
     script.done(script.invoke("put", key="register", value="x", name=NAME, token=9), "info")
     script.write(5, 0, error="STALE_TOKEN")
     assert script.laws() == set()
+
+
+def test_in_its_own_shard_a_write_under_a_token_that_is_over() -> None:
+    for version, laws in ((7, set()), (8, set()), (9, {"fence"})):
+        script = Script()
+        script.take(A, 5)
+        script.write(5, version, home=True)
+        script.at(100).release(A, 8)
+        script.free(8)
+        assert script.laws() == laws, version
+
+
+def test_in_its_own_shard_a_write_after_the_lease_ran_out() -> None:
+    for version, laws in ((9, set()), (10, {"fence"})):
+        script = Script()
+        script.take(A, 5)
+        script.at(1100).free(9)
+        script.write(5, version, home=True)
+        assert script.laws() == laws, version
+
+
+def test_in_its_own_shard_a_present_holder_is_not_refused() -> None:
+    for until_ms, laws in ((899, {"fence"}), (900, set())):
+        script = Script()
+        script.take(A, 5)
+        script.at(500).write(5, 0, error="STALE_TOKEN", home=True, until_ms=until_ms)
+        assert script.laws() == laws, until_ms
+
+
+def test_in_its_own_shard_who_gives_up_may_be_refused() -> None:
+    script = Script()
+    script.take(A, 5)
+    script.done(script.at(100).invoke("release", lease=A, attempt=1), "info")
+    script.write(5, 0, error="STALE_TOKEN", home=True)
+    assert script.laws() == set()
+
+
+def test_in_its_own_shard_a_reader_s_write_after_the_writer_s_grant() -> None:
+    for version, laws in ((9, set()), (12, {"fence"})):
+        script = Script()
+        script.take(A, 5, mode="shared")
+        call = script.invoke("release", lease=A, attempt=1)
+        script.at(50).take(B, 10)
+        script.write(5, version, home=True)
+        script.write(10, 13, home=True)
+        script.done(call, "info")
+        assert script.laws() == laws, version
+
+
+def test_readers_write_beside_each_other() -> None:
+    script = Script()
+    script.take(A, 5, mode="shared")
+    script.take(B, 6, mode="shared")
+    script.write(6, 7, home=True)
+    script.write(5, 8, home=True)
+    assert script.laws() == set()
+
+
+@pytest.mark.parametrize("mode", ["shared", "semaphore"])
+def test_a_lease_that_shares_a_lock_ends_in_its_time_too(mode: str) -> None:
+    for at_ms, laws in ((1100, set()), (100, {"early"})):
+        script = Script()
+        script.take(A, 5, mode=mode, capacity=3 if mode == "semaphore" else 0)
+        script.at(at_ms).free(9)
+        assert script.laws() == laws, at_ms
+
+
+def test_a_lease_that_lives_is_known() -> None:
+    for at_ms, laws in ((950, set()), (100, {"early"})):
+        script = Script()
+        script.take(A, 5, mode="shared")
+        call = script.at(at_ms).invoke("renew", key=f"lease/{A:x}", lease=A, ttl_ms=TTL_MS)
+        script.done(call, "fail", error="UNKNOWN_LEASE")
+        assert script.laws() == laws, at_ms
 
 
 # -- waiters -----------------------------------------------------------------------------------------------------------
@@ -288,12 +367,47 @@ def test_a_wait_is_not_cut_short() -> None:
     assert script.laws() == {"queue"}
 
 
-def test_who_holds_nothing_is_in_no_deadlock() -> None:
+DEADLOCKS = [
+    ("seat: 14 -> a, other: a -> 14", set()),
+    ("", {"deadlock"}),
+    ("two wait", {"deadlock"}),
+    ("seat: 14 -> a", {"deadlock"}),
+    ("seat: 14 -> a, other: a -> 1e", {"deadlock"}),
+    ("seat: 14 -> 14", {"deadlock"}),
+    ("other: a -> 14, free: 14 -> a", {"deadlock"}),
+    ("seat: 14 -> 1e, other: 1e -> 14", {"deadlock"}),
+    ("seat: 14 -> a, free: a -> 14", {"deadlock"}),
+]
+
+
+@pytest.mark.parametrize(("cycle", "laws"), DEADLOCKS)
+def test_a_deadlock_is_a_cycle_of_those_who_wait(cycle: str, laws: set[str]) -> None:
     script = Script()
     script.take(A, 5)
-    first = script.at(10).ask(B)
-    script.at(20).done(first, "fail", error="DEADLOCK", lock=LockFacts(index=6))
-    assert script.laws() == {"deadlock"}
+    other = script.invoke("acquire", "other", lease=B, attempt=2, mode="exclusive", ttl_ms=TTL_MS, wait_ms=0)
+    script.granted(other, 6, until_ms=900)
+    waits = script.invoke("acquire", "other", lease=A, attempt=2, mode="exclusive", ttl_ms=TTL_MS, wait_ms=500)
+    asks = script.at(10).ask(B)
+    script.at(20).done(asks, "fail", error="DEADLOCK", lock=LockFacts(cycle=cycle))
+    script.at(100).done(waits, "info")
+    assert {each.law for each in script.check().problems if each.law != "log"} == laws
+
+
+@pytest.mark.parametrize("over", ["the wait", "the hold"])
+def test_who_waits_or_holds_no_more_is_in_no_deadlock(over: str) -> None:
+    script = Script()
+    script.take(A, 5)
+    other = script.invoke("acquire", "other", lease=B, attempt=2, mode="exclusive", ttl_ms=TTL_MS, wait_ms=0)
+    script.granted(other, 6, until_ms=900)
+    waits = script.invoke("acquire", "other", lease=A, attempt=2, mode="exclusive", ttl_ms=TTL_MS, wait_ms=5)
+    if over == "the wait":
+        script.at(8).done(waits, "fail", error="TIMED_OUT", lock=LockFacts(index=8, queued=7))
+    else:
+        script.release(A, 8)
+        script.free(8)
+    asks = script.at(10).ask(B)
+    script.at(20).done(asks, "fail", error="DEADLOCK", lock=LockFacts(cycle="seat: 14 -> a, other: a -> 14"))
+    assert {each.law for each in script.check().problems if each.law != "log"} == {"deadlock"}
 
 
 def test_what_is_not_known_convicts_nobody() -> None:

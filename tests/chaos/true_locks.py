@@ -179,7 +179,11 @@ class TrueLocks(TrueStore):
         if fence is not None:
             name, token = fence
             shown = (name, shard_of(key.encode(), self.shards))
-            if token < self.shown.get(shown, 0) and self.bug != "fence":
+            lock = self.locks[name]
+            stale = token < self.shown.get(shown, 0)
+            if lock.shard == shown[1]:
+                stale = all(token != held for _, held in lock.holders.values())
+            if stale and self.bug != "fence":
                 raise TenfoldError(Code.STALE_TOKEN)
             self.shown[shown] = max(token, self.shown.get(shown, 0))
         self.index += 1

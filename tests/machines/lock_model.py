@@ -45,9 +45,11 @@ class LockModel:
         self.passing: set[str] = set()  # free, but their last token is ahead of the log
         self.told: dict[tuple[int, int], tuple[int, int]] = {}  # attempt -> kind, token
         self.changed: set[str] = set()
+        self.ended_in_part = False  # a lease, by the last pulse
 
     def begin(self) -> None:
         self.told, self.changed = {}, set()
+        self.ended_in_part = False
 
     def held(self, name: str) -> list[Row]:
         return sorted((r for r in self.rows if r.name == name and r.token), key=lambda r: (r.token, r.lease, r.attempt))
@@ -77,7 +79,8 @@ class LockModel:
         for other in held + queue:
             if (other.mode == SEMAPHORE) != (row.mode == SEMAPHORE) or other.capacity != row.capacity:
                 return Code.LOCK_MODE_DIFFERS
-        again = asked.reentrant and held and held[0].mode == EXCLUSIVE and held[0].owner == asked.owner
+        mine_alone = held and held[0].mode == EXCLUSIVE and held[0].owner == asked.owner
+        again = asked.reentrant and mine_alone and any(self.live(each, now_ms) for each in held)
         free = not queue and name not in self.delays and together(row, held)
         if not free and not again and not asked.wait_ms:
             if known:
@@ -118,11 +121,16 @@ class LockModel:
             before = queue[: queue.index(row)] if row in queue else queue
             strict = [row, *(each for each in before if self.live(each, now_ms))]
             held = [each for each in self.held(row.name) if self.live(each, now_ms)]
-            return {h.owner for h in held if not all(together(s, [h]) for s in strict)}
+
+            def needed(s: Row, h: Row) -> bool:
+                own = [each for each in held if each.owner == s.owner != h.owner and s.mode == SEMAPHORE]
+                if s.permits + sum(each.permits for each in own) > s.capacity:
+                    own = []  # it waits for itself
+                return not together(s, [h, *own])
+
+            return {h.owner for h in held if any(needed(s, h) for s in strict)}
 
         waits = [each for each in self.rows if not each.token and self.live(each, now_ms)]
-        if any(w.name == asking.name and asking.owner in needs(w) for w in waits if w.owner != asking.owner):
-            return True
         reached: set[str] = set()
         ahead = needs(asking) - {asking.owner}
         while ahead:
@@ -163,6 +171,8 @@ class LockModel:
         if asked.lease not in self.leases:
             return LockResult()
         gone = [row for row in self.rows if row.lease == asked.lease]
+        if asked.unclean:
+            self.keep_delays(gone, now_ms)
         self.told |= {(row.lease, row.attempt): (LockEvent.CANCELLED, 0) for row in gone if not row.token}
         self.remove(gone)
         del self.leases[asked.lease]
@@ -210,13 +220,15 @@ class LockModel:
         for expires_ms, lease in sorted((ms, id) for id, ms in self.leases.items()):
             if expires_ms > now_ms or room <= 0:
                 break
-            gone = [row for row in self.rows if row.lease == lease]
+            mine = sorted((row for row in self.rows if row.lease == lease), key=lambda row: row.attempt)
+            gone = mine[:room]
             self.told |= {(row.lease, row.attempt): (LockEvent.LOST, row.token) for row in gone}
-            for row in gone:
-                if row.token and row.delay_ms:
-                    self.delays[row.name] = max(self.delays.get(row.name, 0), now_ms + row.delay_ms)
+            self.keep_delays(gone, now_ms)
             self.remove(gone)
-            del self.leases[lease]
+            if gone == mine:
+                del self.leases[lease]
+            else:
+                self.ended_in_part = True
             touched |= {row.name for row in gone}
             room -= 1 + len(gone)
         over = [row for row in self.rows if not row.token and row.until_ms <= now_ms]
@@ -231,6 +243,11 @@ class LockModel:
                 touched.add(name)
         for name in touched | {name for name in self.passing if self.last[name] <= index}:
             self.settle(name, index, now_ms)
+
+    def keep_delays(self, gone: list[Row], now_ms: int) -> None:
+        for row in gone:
+            if row.token and row.delay_ms:
+                self.delays[row.name] = max(self.delays.get(row.name, 0), now_ms + row.delay_ms)
 
     def due(self, now_ms: int) -> bool:
         ends = [*self.leases.values(), *self.delays.values(), *(r.until_ms for r in self.rows if not r.token)]

@@ -68,6 +68,7 @@ class ShardWorld:
         self.engine = MemoryState()
         self.index = 0
         self.time_ms = 1000
+        self.principal = ""  # of those that ask for locks
         self._begin()
 
     def _begin(self) -> None:
@@ -113,7 +114,8 @@ class ShardWorld:
     def lock(self, session: int = 0, sequence: int = 0, **command: Any) -> Outcome:
         """One lock command, say acquire=LockAcquire(...)."""
         body = LockCommand(**command).SerializeToString()
-        return self.entry(Request(capability="lock", session=session, sequence=sequence, body=body))[0]
+        request = Request(capability="lock", session=session, sequence=sequence, body=body, principal=self.principal)
+        return self.entry(request)[0]
 
     def locked(self, **command: Any) -> LockResult:
         """The result of a lock command that must succeed."""

@@ -9,7 +9,7 @@ from cluster.limits import DEFAULT
 from node.machines.applier import Outcome
 from proto.gen.entry_pb2 import Fence, Request
 from proto.gen.kv_pb2 import KvCommand, KvCompare, KvOp, KvTransaction
-from proto.gen.lock_pb2 import LockAcquire, LockEvent, LockForceRelease
+from proto.gen.lock_pb2 import LockAcquire, LockEvent, LockForceRelease, LockRenew
 from tests.machines.shard_world import ShardWorld, put, tiny
 
 
@@ -85,6 +85,39 @@ def test_fenced_names_are_bounded() -> None:
     assert write(shard, fence(held, "d", holder=True)).code == Code.OK, "a lock of this shard needs no room"
 
 
+def test_a_name_that_is_not_shown_any_more_makes_room() -> None:
+    limits = tiny(fence_names_max=2, fence_expiry_ms=8000, pulse_keys_max=1)
+    shard = ShardWorld(limits)
+    write(shard, fence(2**64 - 1, "a"), fence(1, "b"))
+    assert write(shard, fence(3, "c")).code == Code.LOCK_TABLE_FULL
+    shard.time_ms += 5000
+    assert write(shard, fence(1, "b")).code == Code.OK, "shown again, under the same token"
+    shard.restart()
+    shard.time_ms += 3999
+    assert not shard.applier.pulse_due(shard.time_ms)
+    shard.pulse()
+    assert write(shard, fence(3, "a")).code == Code.STALE_TOKEN
+    shard.time_ms += 1
+    assert shard.applier.pulse_due(shard.time_ms)
+    shard.pulse()
+    assert list(shard.views["fence"].pairs) == [b"b"]
+    assert write(shard, fence(3, "a")).code == Code.OK
+    shard.time_ms += 9000
+    while shard.applier.pulse_due(shard.time_ms):
+        shard.pulse()
+    assert not shard.views["fence"].pairs
+
+
+def test_who_shows_a_token_often_writes_it_seldom() -> None:
+    shard = ShardWorld(tiny(fence_expiry_ms=8000), checked=False)
+    view = shard.views["fence"]
+    for at_ms, puts in ((0, 1), (999, 0), (1, 1), (999, 0)):
+        shard.time_ms += at_ms
+        view.reset()
+        write(shard, fence(5))
+        assert view.puts == puts
+
+
 def test_in_its_own_shard_the_token_must_be_that_of_a_present_holder() -> None:
     shard = ShardWorld(DEFAULT)
     first = acquire(shard, 1)
@@ -109,6 +142,28 @@ def test_a_lock_is_released_in_the_same_commit_as_a_write() -> None:
     assert events == [(LockEvent.GRANTED, 2), (LockEvent.CHANGED, 0)]
     assert shard.get(b"k").version == shard.index
     assert write(shard, fence(token, "a", holder=True, release=True)).code == Code.STALE_TOKEN
+
+
+def test_a_lease_that_has_nothing_left_ends_with_the_write() -> None:
+    shard = ShardWorld(DEFAULT)
+    first, second = acquire(shard, 1), acquire(shard, 1, name="b", attempt=2)
+    assert write(shard, fence(first, "a", holder=True, release=True)).code == Code.OK
+    assert shard.lock(renew=LockRenew(lease=1, ttl_ms=1000)).code == Code.OK, "it holds b"
+    assert write(shard, fence(second, "b", holder=True, release=True)).code == Code.OK
+    assert shard.lock(renew=LockRenew(lease=1, ttl_ms=1000)).code == Code.UNKNOWN_LEASE
+    assert not shard.views["lock"].pairs
+
+
+def test_only_its_principal_releases_a_lock_with_a_write() -> None:
+    shard = ShardWorld(DEFAULT)
+    shard.principal = "anna"
+    token = acquire(shard, 1)
+    assert write(shard, fence(token, "a", holder=True, release=True)).code == Code.NOT_HOLDER
+    assert version(shard) == 0
+    assert write(shard, fence(token, "a", holder=True)).code == Code.OK, "a token may be handed on"
+    shard.principal = ""
+    own = acquire(shard, 2, name="b")
+    assert write(shard, fence(own, "b", holder=True, release=True)).code == Code.OK
 
 
 def test_a_write_that_fails_releases_nothing() -> None:

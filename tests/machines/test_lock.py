@@ -13,7 +13,6 @@ from proto.gen.lock_pb2 import (
     SHARED,
     LockAcquire,
     LockAnswer,
-    LockEdges,
     LockEndLease,
     LockEvent,
     LockForceRelease,
@@ -125,6 +124,48 @@ def test_the_end_of_a_lease_is_the_end_of_all_it_has() -> None:
     assert told(shard) == [(LockEvent.CANCELLED, 1, 0), (GRANTED, 3, 6)]
     assert owners(shard, "b") == (["w2"], []) and owners(shard, "c") == ([], [])
     assert not shard.locked(end_lease=LockEndLease(lease=1)).released
+
+
+def test_a_lease_with_more_than_a_pulse_may_end_goes_piece_by_piece() -> None:
+    shard = world(tiny(pulse_keys_max=2, lease_attempts_max=6, locks_max=8, lock_leases_max=8))
+    for attempt, name in enumerate("abcde"):
+        acquire(shard, 1, name, attempt=attempt)
+    acquire(shard, 2, "e", ttl_ms=9000)
+    shard.time_ms += 1000
+    ends = []
+    while shard.applier.pulse_due(shard.time_ms):
+        shard.pulse()
+        ends.append([event.name for event in shard.told() if event.kind == LOST])
+        shard.restart()
+        assert shard.lock(renew=LockRenew(lease=1, ttl_ms=1000)).code == Code.UNKNOWN_LEASE
+        assert shard.lock(acquire=asked(1, "a", attempt=9)).code == Code.UNKNOWN_LEASE or ends[-1] == ["e"]
+    assert ends == [["a", "b"], ["c", "d"], ["e"]]
+    assert owners(shard, "e") == (["w2"], [])
+
+
+def test_a_lease_is_its_principal_s() -> None:
+    shard = world()
+    commands: list[dict[str, Any]] = [
+        {"acquire": asked(1, "b", attempt=2)},
+        {"acquire": asked(1)},
+        {"renew": LockRenew(lease=1, ttl_ms=9000)},
+        {"release": LockRelease(name="a", lease=1, attempt=1)},
+        {"end_lease": LockEndLease(lease=1)},
+    ]
+    shard.principal = "anna"
+    acquire(shard, 1)
+    shard.restart()
+    before = shard.views["lock"].pairs
+    shard.principal = "otto"
+    for command in commands:
+        outcome = shard.lock(**command)
+        assert outcome.code == Code.NOT_HOLDER and "principal" in outcome.message
+    assert shard.views["lock"].pairs == before
+    shard.principal = "anna"
+    for command in commands:
+        assert shard.lock(**command).code == Code.OK
+    shard.principal = "otto"
+    assert acquire(shard, 1).granted, "an id that is free again is anybody's"
 
 
 # ---- order
@@ -286,6 +327,16 @@ def test_one_owner_may_hold_again_under_the_same_token() -> None:
     assert told(shard) == [(GRANTED, 1, 6)] and token == 1, "another hold, another token"
 
 
+def test_a_hold_whose_lease_has_ended_is_not_held_again() -> None:
+    shard = world()
+    acquire(shard, 1, owner="o")
+    acquire(shard, 3, ttl_ms=9000)
+    shard.time_ms += 1000
+    assert acquire(shard, 2, owner="o", reentrant=True, ttl_ms=9000).waiting, "the pulse has yet to come"
+    shard.pulse()
+    assert owners(shard) == (["w3"], ["o"]) and told(shard) == [(LOST, 1, 1), (GRANTED, 3, 4)]
+
+
 def test_an_operator_takes_a_lock_away() -> None:
     shard = world()
     token = acquire(shard, 1, delay_ms=100).token
@@ -349,63 +400,15 @@ def test_after_an_unclean_loss_nobody_holds_it_until_the_delay_is_over() -> None
     assert acquire(shard, 4).granted, "a clean release has no delay"
 
 
-# ---- deadlocks
-
-
-def test_who_would_close_a_cycle_is_told_the_cycle_and_changes_nothing() -> None:
+def test_a_lease_ended_for_a_holder_that_may_still_act_keeps_its_delays() -> None:
     shard = world()
-    for lease, name in ((1, "a"), (2, "b"), (3, "c")):
-        acquire(shard, lease, name)
+    acquire(shard, 1, delay_ms=300)
     acquire(shard, 1, "b", attempt=2)
-    acquire(shard, 2, "c", attempt=2)
-    before = shard.views["lock"].pairs
-    outcome = shard.lock(acquire=asked(3, "a", attempt=2))
-    assert (outcome.code, outcome.message) == (Code.DEADLOCK, "a: w3 -> w1, b: w1 -> w2, c: w2 -> w3")
-    assert shard.views["lock"].pairs == before
-    assert acquire(shard, 3, "a", attempt=2, wait_ms=0).holder.owner == "w1", "who does not wait closes no cycle"
-
-
-def test_a_reader_behind_a_writer_who_waits_for_it() -> None:
-    shard = world()
-    acquire(shard, 1, mode=SHARED)
-    acquire(shard, 2)
-    outcome = shard.lock(acquire=asked(1, mode=SHARED, attempt=2))
-    assert (outcome.code, outcome.message) == (Code.DEADLOCK, "a: w1 -> w2, a: w2 -> w1")
-
-
-def test_no_cycle_where_somebody_else_may_give_way_or_is_gone() -> None:
-    shard = world()
-    permits: dict[str, Any] = {"mode": SEMAPHORE, "capacity": 2}
-    acquire(shard, 1, "s", **permits)
-    acquire(shard, 2, "s", **permits)
-    acquire(shard, 3, "b", ttl_ms=9000)
-    acquire(shard, 1, "b", attempt=2)
-    assert acquire(shard, 3, "s", attempt=2, **permits).waiting, "w2 may give its permit"
-    acquire(shard, 4, "x", ttl_ms=9000)
-    acquire(shard, 5, "y")
-    acquire(shard, 5, "x", attempt=2)
-    shard.time_ms += 1000
-    assert acquire(shard, 4, "y", attempt=2).waiting, "the lease of w5 has ended"
-
-
-def test_a_wait_that_another_shard_found_in_a_deadlock() -> None:
-    shard = world()
-    acquire(shard, 1)
-    acquire(shard, 2)
-    assert release(shard, 2, reason="a: w2 -> w1, b: w1 -> w2").released
-    assert [event.reason for event in shard.told()] == ["a: w2 -> w1, b: w1 -> w2"]
-    assert told(shard) == [(LockEvent.DEADLOCK, 2, 0)]
-    acquire(shard, 2, attempt=2)
-    release(shard, 1)
-    assert release(shard, 2, attempt=2, reason="too late").granted
-    assert owners(shard) == (["w2"], [])
-
-
-def test_edges_name_the_holders_that_must_give_way() -> None:
-    shard = world()
-    acquire(shard, 1, mode=SHARED)
-    acquire(shard, 2)
-    acquire(shard, 3, mode=SHARED)
-    found = shard.applier.query("lock", LockQuery(edges=LockEdges(owners=["w3", "w2", "w1"])))
-    edges = [(edge.waiter, list(edge.holders), list(edge.tokens), edge.index) for edge in found.edges]
-    assert edges == [("w2", ["w1"], [1], 2), ("w3", ["w1"], [1], 3)], "w3 needs what w2, before it, needs"
+    acquire(shard, 2, "c", delay_ms=300)
+    assert shard.locked(end_lease=LockEndLease(lease=1, unclean=True)).released
+    assert shard.locked(end_lease=LockEndLease(lease=2)).released
+    assert state(shard).delay_remaining_ms == 300 and not acquire(shard, 3, wait_ms=0).granted
+    assert acquire(shard, 3, "b").granted and acquire(shard, 3, "c", attempt=2).granted
+    shard.time_ms += 300
+    shard.pulse()
+    assert acquire(shard, 3, attempt=3).granted

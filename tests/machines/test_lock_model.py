@@ -42,7 +42,7 @@ MET = (
     *("DEADLOCK", "INVALID_ARGUMENT", "LOCK_MODE_DIFFERS", "LOCK_TABLE_FULL", "NOT_HOLDER"),
     *("TOO_MANY_WAITERS", "UNKNOWN_LEASE", "granted", "waiting", "released"),
     *("told CANCELLED", "told DEADLOCK", "told GRANTED", "told LOST", "told TIMED_OUT"),
-    *("passing", "delayed", "several granted at once", "several pulses"),
+    *("passing", "delayed", "several granted at once", "several pulses", "ended in part"),
 )
 
 
@@ -87,7 +87,7 @@ def random_command(chance: Random, model: LockModel) -> LockCommand:
     if kind == "renew":
         return LockCommand(renew=LockRenew(lease=chance.randint(1, 6), ttl_ms=chance.choice((20, 200, 1000))))
     if kind == "end":
-        return LockCommand(end_lease=LockEndLease(lease=chance.randint(1, 6)))
+        return LockCommand(end_lease=LockEndLease(lease=chance.randint(1, 6), unclean=chance.random() < 0.5))
     name = chance.choice(NAMES)
     tokens = [0, 1, *(row.token for row in model.held(name))]
     return LockCommand(force_release=LockForceRelease(name=name, token=chance.choice(tokens)))
@@ -205,6 +205,7 @@ class Drive:
         self.met["several granted at once"] += granted.count("GRANTED") > 1
         self.met["passing"] += len(model.passing)
         self.met["delayed"] += len(model.delays)
+        self.met["ended in part"] += model.ended_in_part
 
     def compare_lock(self, name: str) -> None:
         model, now_ms = self.model, self.world.applier.time_ms
@@ -212,8 +213,9 @@ class Drive:
         found = self.query(LockQuery(get=name)).locks[0]
         assert (found.holders_count, found.waiters_count) == (len(held), len(queue))
         assert found.delay_remaining_ms == max(0, model.delays.get(name, 0) - now_ms)
-        listed = [(each.lease, each.attempt, each.owner, each.token, each.remaining_ms) for each in found.holders]
-        expected = [(r.lease, r.attempt, r.owner, r.token, max(0, model.leases[r.lease] - now_ms)) for r in held]
+        listed = [(each.owner, each.token, each.remaining_ms) for each in found.holders]
+        expected = [(r.owner, r.token, max(0, model.leases[r.lease] - now_ms)) for r in held]
+        assert not any(each.lease or each.attempt for each in (*found.holders, *found.waiters))
         assert listed == expected[: len(listed)] and len(listed) <= self.world.limits.lock_list_max
         for row in held + queue:
             stands = self.query(LockQuery(check=LockCheck(name=name, lease=row.lease, attempt=row.attempt))).attempt

@@ -61,11 +61,14 @@ INVALID = [
     (LockCommand(), "command: must be one of acquire, renew, release, end_lease, force_release"),
     (acquire(name=""), "acquire.name: 0 bytes, must be 1 to 16"),
     (acquire(name="{tag}" + "ü" * 6), "acquire.name: 17 bytes, must be 1 to 16"),
-    (acquire(name="{tag}\0"), "acquire.name: character 5 is a control character"),
+    (acquire(name="{tag}\0"), "acquire.name: character 5 (U+0000) is one of control or format"),
     (acquire(lease=0), "acquire.lease: 0, must be 1 or more"),
     (acquire(owner=""), "acquire.owner: 0 bytes, must be 1 to 16"),
     (acquire(owner="o" * 17), "acquire.owner: 17 bytes, must be 1 to 16"),
-    (acquire(owner="a\n"), "acquire.owner: character 1 is a control character"),
+    (acquire(owner="a\n"), "acquire.owner: character 1 (U+000A) is one of control or format"),
+    (acquire(name="a\u0085"), "acquire.name: character 1 (U+0085) is one of control or format"),
+    (acquire(name="a\u202eb"), "acquire.name: character 1 (U+202E) is one of control or format"),
+    (acquire(owner="\u2028"), "acquire.owner: character 0 (U+2028) is one of control or format"),
     (acquire(metadata=b"m" * 9), "acquire.metadata: 9 bytes, must be 0 to 8"),
     (LockCommand(acquire=UNKNOWN_MODE), "acquire.mode: 99 is unknown"),
     (acquire(capacity=1), "acquire.capacity: 1, is for SEMAPHORE only"),
@@ -83,7 +86,11 @@ INVALID = [
     (LockCommand(release=LockRelease(name=NAME)), "release.lease: 0, must be 1 or more"),
     (
         LockCommand(release=LockRelease(name=NAME, lease=1, reason="r" * 4097)),
-        "release.reason: 4097 bytes, must be 0 to 4096",
+        "release.reason: 4097 bytes, must be 1 to 4096",
+    ),
+    (
+        LockCommand(release=LockRelease(name=NAME, lease=1, reason="a: x\x1b -> y")),
+        "release.reason: character 4 (U+001B) is one of control or format",
     ),
     (LockCommand(end_lease=LockEndLease()), "end_lease.lease: 0, must be 1 or more"),
     (LockCommand(force_release=LockForceRelease()), "force_release.name: 0 bytes, must be 1 to 16"),
@@ -91,7 +98,7 @@ INVALID = [
 
 INVALID_QUERIES = [
     (LockQuery(), "query: must be one of get, list, check, edges"),
-    (LockQuery(get="{tag}\x7f"), "get: character 5 is a control character"),
+    (LockQuery(get="{tag}\x7f"), "get: character 5 (U+007F) is one of control or format"),
     (LockQuery(check=LockCheck(name=NAME)), "check.lease: 0, must be 1 or more"),
     (LockQuery(list=LockList(start="s" * 17)), "list.start: 17 bytes, must be 1 to 16"),
     (LockQuery(list=LockList(prefix="s" * 17)), "list.prefix: 17 bytes, must be 1 to 16"),
