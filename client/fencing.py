@@ -5,6 +5,7 @@ Law: a request under a token is a sub-request of its own, since its refusal is n
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from cluster.limits import Limits
 from proto.gen.entry_pb2 import Fence
 
 _TOKEN_MAX = 2**64 - 1
+_INVISIBLE = frozenset({"Cc", "Cf", "Zl", "Zp"})
 
 
 class Tokens(Protocol):
@@ -28,7 +30,7 @@ Fenced = tuple[str, int] | Tokens
 
 
 def lock_name(given: Any, limits: Limits, field: str = "name") -> str:
-    """A name a lock may have: 1 to `lock_name_bytes_max` bytes of UTF-8, no control characters."""
+    """A name a lock may have: 1 to `lock_name_bytes_max` bytes of UTF-8, all of them visible."""
     name = text(given, field)
     try:
         size = len(name.encode())
@@ -36,9 +38,16 @@ def lock_name(given: Any, limits: Limits, field: str = "name") -> str:
         raise invalid(field, "the text holds half of a surrogate pair, which is not UTF-8") from None
     if not 1 <= size <= limits.lock_name_bytes_max:
         raise invalid(field, f"{size} bytes, must be 1 to {limits.lock_name_bytes_max}")
-    if any(ord(each) < 32 or ord(each) == 127 for each in name):
-        raise invalid(field, "a control character, must be printable")
-    return name
+    return visible(name, field)
+
+
+def visible(given: str, field: str) -> str:
+    """Text that looks on every screen like what it is: no control character, none that is invisible or turns the direction of
+    writing, no line or paragraph separator."""
+    for each in given:
+        if unicodedata.category(each) in _INVISIBLE:
+            raise invalid(field, f"a control character or one that is not seen, U+{ord(each):04X}")
+    return given
 
 
 def fences_of(given: Fenced | None, limits: Limits) -> tuple[Fence, ...]:

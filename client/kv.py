@@ -233,8 +233,9 @@ class Kv:
         keys = [each.key for each in built.compares] + [op.key for op in (*built.then_ops, *built.else_ops)]
         shard = self._router.shard_of(keys[0])
         tied = [fence.name.encode() for fence in fences if fence.holder]
-        if any(self._router.shard_of(key) != shard for key in keys + tied):
-            raise TenfoldError(Code.CROSS_SHARD)
+        for key in tied + keys:
+            if self._router.shard_of(key) != shard:
+                raise TenfoldError(Code.CROSS_SHARD, f"{key[:100]!r} lies in another shard than {keys[0][:100]!r}")
         body = kv_pb2.KvCommand(transaction=built).SerializeToString()
         reply = await self._command(shard, body, len(keys), fences, deadline_s)
         result = kv_pb2.KvResult.FromString(reply.body)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from client.arguments import each_of, octets, text, whole
-from client.fencing import lock_name
+from client.fencing import lock_name, visible
 from client.lock_attempts import Wanted
 from client.lock_view import MODES
 from cluster.errors import invalid
@@ -19,7 +19,7 @@ Mode = Literal["exclusive", "shared", "semaphore"]
 
 class How(NamedTuple):
     """How names are to be held. `owner` is who acts: by default the task that asks, which is right while a task gives up itself
-    what it took. Deadlocks are found among owners, and with `reentrant` the owner that holds a lock gets it again, under the same
+    what it took; a name of your own stays the same owner in every process that gives it. Deadlocks are found among owners, and with `reentrant` the owner that holds a lock gets it again, under the same
     token. `delay_ms`: should the lease be lost, nobody gets the lock for so long. `metadata` is shown to whoever asks."""
 
     mode: Mode = "exclusive"
@@ -64,7 +64,7 @@ def wanted_of(how: How, owner: str, limits: Limits) -> Wanted:
     if how.mode not in MODES:
         raise invalid("mode", f"{how.mode!r}, must be one of {', '.join(MODES)}")
     mode = MODES[how.mode]
-    owner = text(how.owner, "owner") if how.owner is not None else owner
+    owner = visible(text(how.owner, "owner"), "owner") if how.owner is not None else owner
     if not 1 <= len(octets(owner, "owner")) <= limits.lock_owner_bytes_max:
         raise invalid("owner", f"{len(owner.encode())} bytes, must be 1 to {limits.lock_owner_bytes_max}")
     metadata = octets(how.metadata, "metadata")

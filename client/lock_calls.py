@@ -108,9 +108,11 @@ class LockCalls:
         return asked.future
 
 
-def edges_of(outcome: Any) -> Iterable[lock_pb2.LockEdge]:
+def edges_of(outcome: Any) -> tuple[Iterable[lock_pb2.LockEdge], bool]:
+    """And whether the answer was cut."""
     reply: node_pb2.SubReply = checked(outcome)
-    return LockAnswer.FromString(reply.body).edges
+    answer = LockAnswer.FromString(reply.body)
+    return answer.edges, answer.more
 
 
 def answered(outcome: Any) -> Answered:

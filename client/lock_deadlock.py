@@ -16,7 +16,7 @@ from client.lock_calls import LockCalls, edges_of
 from client.lock_lease import Lease
 from client.lock_waits import Expected, Waits
 from cluster.errors import TenfoldError
-from proto.gen.lock_pb2 import LockRelease
+from proto.gen.lock_pb2 import LockEdge, LockRelease
 
 BACKOFF_MAX = 8
 
@@ -90,16 +90,26 @@ class Probes:
 
     async def _edges(self, owners: Iterable[str]) -> list[Step]:
         """Of these owners, in all shards."""
+        found: list[Step] = []
         wanted = sorted(owners)[: self._around.limits.lock_list_max]
-        asked = [(shard, self._calls.begin_edges(shard, wanted)) for shard in range(1, self._around.router.shards + 1)]
-        return [
-            Step(
-                edge.name, edge.waiter, edge.lease, edge.attempt, holder, token, (edge.since_ms, shard, edge.index)
-            )
-            for shard, answer in asked
-            for edge in edges_of(await answer)
-            for holder, token in zip(edge.holders, edge.tokens, strict=True)
-        ]  # fmt: skip
+        ahead = [(shard, wanted) for shard in range(1, self._around.router.shards + 1)]
+        while ahead:
+            asked = [(shard, some, self._calls.begin_edges(shard, some)) for shard, some in ahead]
+            ahead = []
+            for shard, some, answer in asked:
+                edges, cut = edges_of(await answer)
+                if cut and len(some) > 1:  # too much for one answer
+                    half = len(some) // 2
+                    ahead += [(shard, some[:half]), (shard, some[half:])]
+                else:
+                    found += [step for edge in edges for step in _steps(edge, shard)]
+        return found
+
+
+def _steps(edge: LockEdge, shard: int) -> Iterable[Step]:
+    for holder, token in zip(edge.holders, edge.tokens, strict=True):
+        age = edge.since_ms, shard, edge.index
+        yield Step(edge.name, edge.waiter, edge.lease, edge.attempt, holder, token, age)
 
 
 def _cycle(steps: list[Step], waiting: Expected, lease: int) -> list[Step]:

@@ -183,8 +183,8 @@ def run(
 ) -> None:
     """Run a command while holding a lock; the exit code is the command's.
 
-    TENFOLD_LOCK_TOKEN in its environment is the fencing token. When the lock is lost, the command gets SIGTERM, and SIGKILL after
-    --grace; the exit code is 1 then.
+    TENFOLD_LOCK_TOKEN in its environment is the fencing token. When the lock is lost, the command and all of its process group get
+    SIGTERM, and SIGKILL after --grace; the exit code is 1 then. So does what the command leaves behind when it ends.
     """
     from client.cli.lock_run import run_holding
 
