@@ -6,8 +6,10 @@ import asyncio
 from typing import Any
 
 from chaos.bugs.patch import Bug, Patch
+from cluster.errors import Code, TenfoldError
 from node.machines.fences import Fences
 from node.machines.lock import LockMachine
+from node.machines.lock_graph import WaitGraph
 from node.machines.lock_rows import Claim
 from node.machines.lock_table import LockTable
 from node.machines.machine import Stamp
@@ -20,6 +22,7 @@ RELEASE = LockMachine._release
 RENEW = LockMachine._renew
 PULSE = LockTable.pulse
 GRANT = LockTable.grant
+CHECK_HOLDER = LockMachine.check_holder
 WRITE_HEADER = LockTable._write_header
 LOAD = LockTable.load
 ENQUEUE = LockTable.enqueue
@@ -89,6 +92,27 @@ def _forget_fences(fences: Fences, view: Any) -> None:
     fences._begin({})
 
 
+def _any_token(machine: LockMachine, fence: Any, stamp: Stamp) -> None:
+    """Whoever held the lock once writes in its shard as if it still did."""
+
+
+def _refuse_holders(machine: LockMachine, fence: Any, stamp: Stamp) -> None:
+    """A token is good up to half a second after the grant."""
+    CHECK_HOLDER(machine, fence, stamp)
+    held = machine._table.locks[fence.name].holders.values()
+    if all(claim.since_ms + 500 < stamp.time_ms for claim in held):
+        raise TenfoldError(Code.STALE_TOKEN, f"{fence.name!r}: token {fence.token} is old")
+
+
+def _any_cycle(graph: WaitGraph, asking: Claim, now_ms: int) -> str:
+    """Who holds anything must not wait."""
+    holder = next((each for each in asking.lock.holders.values() if each.owner != asking.owner), None)
+    if holder is None or asking.owner not in graph._holds:
+        return ""
+    name, owner = asking.lock.name, asking.owner
+    return f"{name}: {owner} -> {holder.owner}, {name}: {holder.owner} -> {owner}"
+
+
 def _push_in(table: LockTable, claim: Claim, until_ms: int, stamp: Stamp, view: Any) -> None:
     """The last to come is the first to be served."""
     ENQUEUE(table, claim, until_ms, stamp, view)
@@ -148,6 +172,21 @@ LOCK_BUGS = tuple(
             "fences-forget",
             "the highest token shown is not read back from the state",
             (Patch(Fences, "load", _forget_fences),),
+        ),
+        Bug(
+            "fences-at-home-take-any",
+            "in its own shard a token need not be that of a present holder",
+            (Patch(LockMachine, "check_holder", _any_token),),
+        ),
+        Bug(
+            "fences-at-home-refuse-holders",
+            "in its own shard the token of a holder is refused after a while",
+            (Patch(LockMachine, "check_holder", _refuse_holders),),
+        ),
+        Bug(
+            "deadlocks-without-a-cycle",
+            "who holds something is told of a deadlock whenever it would wait",
+            (Patch(WaitGraph, "cycle", _any_cycle),),
         ),
         Bug(
             "last-come-first-served",
