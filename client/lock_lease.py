@@ -226,9 +226,9 @@ class Lease:
             return
         self.lost = reason
         shards = self._stop()
-        self._tell(reason)
         if self.keep:
             self._give_up(shards, unclean=True)
+        self._tell(reason)
 
     def _tell(self, reason: str) -> None:
         for told in list(self.on_lost):
