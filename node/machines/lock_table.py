@@ -29,6 +29,9 @@ from proto.gen.lock_pb2 import EXCLUSIVE, SEMAPHORE, SHARED, LockEvent, LockHold
 CANCELLED, GRANTED, LOST, TIMED_OUT = LockEvent.CANCELLED, LockEvent.GRANTED, LockEvent.LOST, LockEvent.TIMED_OUT
 K = TypeVar("K")
 EXPIRED = "the lease expired"
+WHOLE = 1 << 62
+Touched = dict[str, tuple[Lock, bool]]
+"""Locks to be settled, by name, and whether their holders changed."""
 
 
 class LockTable:
@@ -176,26 +179,25 @@ class LockTable:
 
     def pulse(self, stamp: Stamp, view: View) -> None:
         """All leases that are due end before anybody is granted what they held. One that has more than there is room for ends over
-        several pulses: until the last it is there, and dead."""
+        several pulses: until the last it is there, and dead. Those who may be woken count as well."""
         now_ms, room = stamp.time_ms, self._limits.pulse_keys_max
-        touched: dict[str, tuple[Lock, bool]] = {}  # and whether its holders changed
+        touched: Touched = {}
         while room > 0 and self._lease_ends.due(now_ms):
             lease = self.leases[_first(self._lease_ends)]
-            taken = self._take(lease, touched, view, room)
-            room -= 1 + len(taken)
+            taken, room = self._take(lease, touched, view, room - 1)
             self._keep_delays(taken, now_ms)
             for claim in taken:
                 tell(claim, LOST, EXPIRED, stamp)
         while room > 0 and self._wait_ends.due(now_ms):
             claim = self.waiting[_first(self._wait_ends)]
-            room -= 1
             lock = claim.lock
+            room -= _cost(lock, touched)
             self.drop(claim, view)
             tell(claim, TIMED_OUT, "", stamp)
             touched.setdefault(lock.name, (lock, False))
         while room > 0 and self._delay_ends.due(now_ms):
             lock = self._delayed[_first(self._delay_ends)]
-            room -= 1
+            room -= _cost(lock, touched)
             self.end_delay(lock)
             touched.setdefault(lock.name, (lock, False))
         for lock in [lock for lock in self._passing.values() if lock.last_token <= stamp.index]:
@@ -206,8 +208,8 @@ class LockTable:
     def end(self, lease: Lease, stamp: Stamp, view: View, *, unclean: bool) -> None:
         """Because it was asked for, `unclean` by one who does not know whether its holder still acts. Who held is not told, being
         who asked."""
-        touched: dict[str, tuple[Lock, bool]] = {}
-        taken = self._take(lease, touched, view, len(lease.claims))
+        touched: Touched = {}
+        taken, _ = self._take(lease, touched, view, WHOLE)
         if unclean:
             self._keep_delays(taken, stamp.time_ms)
         for claim in taken:
@@ -221,16 +223,21 @@ class LockTable:
             if claim.token and claim.delay_ms:
                 self.delay(claim.lock, now_ms + claim.delay_ms)
 
-    def _take(self, lease: Lease, touched: dict[str, tuple[Lock, bool]], view: View, most: int) -> list[Claim]:
-        """Drops so many of its claims, which are returned in one order on all replicas, and with the last one the lease."""
-        claims = [claim for _, claim in sorted(lease.claims.items())][:most]
-        for claim in claims:
+    def _take(self, lease: Lease, touched: Touched, view: View, room: int) -> tuple[list[Claim], int]:
+        """Drops as many of its claims as there is room for, at least one, and with the last one the lease. Those, in one order on
+        all replicas, and the room that is left."""
+        taken: list[Claim] = []
+        for _, claim in sorted(lease.claims.items()):
+            if taken and room <= 0:
+                break
+            room -= _cost(claim.lock, touched)
+            taken.append(claim)
             self.drop(claim, view)
             before = touched.get(claim.lock.name)
             touched[claim.lock.name] = (claim.lock, claim.token > 0 or (before is not None and before[1]))
         if not lease.claims:
             self.close(lease, view)
-        return claims
+        return taken, room
 
     # ---- laws
 
@@ -291,6 +298,11 @@ class LockTable:
             first = next(iter(lock.waiters.values()))
             assert not lock.fits(first.mode, first.permits), f"{name}: nobody waits for what is free"
         assert holders or lock.waiters or lock.header, f"{name}: a lock without any record is gone"
+
+
+def _cost(lock: Lock, touched: Touched) -> int:
+    """Of one claim's end, or one delay's, at most: all who wait may be woken, once."""
+    return 1 if lock.name in touched else 1 + len(lock.waiters)
 
 
 def _first(ends: Deadlines[K, Any]) -> K:

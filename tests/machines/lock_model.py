@@ -216,12 +216,23 @@ class LockModel:
             self.passing.add(name)
 
     def pulse(self, index: int, now_ms: int) -> None:
-        room, touched = self.limits.pulse_keys_max, set()
+        room, touched = self.limits.pulse_keys_max, set[str]()
+
+        def cost(name: str) -> int:
+            first = name not in touched
+            touched.add(name)
+            return 1 + len(self.queue(name)) * first
+
         for expires_ms, lease in sorted((ms, id) for id, ms in self.leases.items()):
             if expires_ms > now_ms or room <= 0:
                 break
+            room -= 1
             mine = sorted((row for row in self.rows if row.lease == lease), key=lambda row: row.attempt)
-            gone = mine[:room]
+            gone: list[Row] = []
+            for row in mine:
+                if room > 0 or not gone:
+                    room -= cost(row.name)
+                    gone.append(row)
             self.told |= {(row.lease, row.attempt): (LockEvent.LOST, row.token) for row in gone}
             self.keep_delays(gone, now_ms)
             self.remove(gone)
@@ -229,18 +240,16 @@ class LockModel:
                 del self.leases[lease]
             else:
                 self.ended_in_part = True
-            touched |= {row.name for row in gone}
-            room -= 1 + len(gone)
         over = [row for row in self.rows if not row.token and row.until_ms <= now_ms]
-        for row in sorted(over, key=lambda each: (each.until_ms, each.lease, each.attempt))[: max(0, room)]:
-            self.told[row.lease, row.attempt] = (LockEvent.TIMED_OUT, 0)
-            self.remove([row])
-            touched.add(row.name)
-            room -= 1
-        for until_ms, name in sorted((ms, name) for name, ms in self.delays.items())[: max(0, room)]:
-            if until_ms <= now_ms:
+        for row in sorted(over, key=lambda each: (each.until_ms, each.lease, each.attempt)):
+            if room > 0:
+                room -= cost(row.name)
+                self.told[row.lease, row.attempt] = (LockEvent.TIMED_OUT, 0)
+                self.remove([row])
+        for until_ms, name in sorted((ms, name) for name, ms in self.delays.items()):
+            if until_ms <= now_ms and room > 0:
+                room -= cost(name)
                 del self.delays[name]
-                touched.add(name)
         for name in touched | {name for name in self.passing if self.last[name] <= index}:
             self.settle(name, index, now_ms)
 

@@ -127,7 +127,7 @@ def test_the_end_of_a_lease_is_the_end_of_all_it_has() -> None:
 
 
 def test_a_lease_with_more_than_a_pulse_may_end_goes_piece_by_piece() -> None:
-    shard = world(tiny(pulse_keys_max=2, lease_attempts_max=6, locks_max=8, lock_leases_max=8))
+    shard = world(tiny(pulse_keys_max=3, lease_attempts_max=6, locks_max=8, lock_leases_max=8))
     for attempt, name in enumerate("abcde"):
         acquire(shard, 1, name, attempt=attempt)
     acquire(shard, 2, "e", ttl_ms=9000)
@@ -141,6 +141,20 @@ def test_a_lease_with_more_than_a_pulse_may_end_goes_piece_by_piece() -> None:
         assert shard.lock(acquire=asked(1, "a", attempt=9)).code == Code.UNKNOWN_LEASE or ends[-1] == ["e"]
     assert ends == [["a", "b"], ["c", "d"], ["e"]]
     assert owners(shard, "e") == (["w2"], [])
+
+
+def test_who_may_be_woken_counts_in_a_pulse() -> None:
+    shard = world(tiny(pulse_keys_max=4, lock_waiters_max=4, lease_attempts_max=6, locks_max=8, lock_leases_max=8))
+    for attempt, name in enumerate("abc"):
+        acquire(shard, 1, name, attempt=attempt)
+        for lease in (2, 3):
+            acquire(shard, lease, name, attempt=attempt, mode=SHARED, ttl_ms=9000)
+    shard.time_ms += 1000
+    woken = []
+    while shard.applier.pulse_due(shard.time_ms):
+        shard.pulse()
+        woken.append([event.name for event in shard.told() if event.kind == GRANTED])
+    assert woken == [["a", "a"], ["b", "b"], ["c", "c"]]
 
 
 def test_a_lease_is_its_principal_s() -> None:
