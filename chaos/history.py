@@ -65,6 +65,7 @@ class LockFacts(msgspec.Struct, omit_defaults=True, gc=False):
     permits: int = 0
     ttl_ms: int = 0
     wait_ms: int = 0
+    delay_ms: int = 0
     index: int = 0
     queued: int = 0
     until_ns: int = 0

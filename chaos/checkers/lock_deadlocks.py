@@ -11,7 +11,7 @@ from collections import defaultdict
 from itertools import pairwise
 from typing import NamedTuple
 
-from chaos.checkers.lock_holds import NEVER_NS, Facts
+from chaos.checkers.lock_holds import NEVER_NS, Facts, ends
 from chaos.history import Operation
 
 STEP = re.compile(r"(.+): ([0-9a-f]+) -> ([0-9a-f]+)")
@@ -84,9 +84,7 @@ def _may_hold(facts: Facts, acquire: Operation, told: Operation) -> bool:
         return _lasts(acquire, told)
     assert acquire.asked is not None
     for end in facts.ends[acquire.asked.lease, acquire.shard or 0]:
-        same = end.f != "release" or (
-            end.key == acquire.key and end.asked is not None and end.asked.attempt == acquire.asked.attempt
-        )
+        same = ends(end, acquire.key, acquire.asked.attempt)
         done_ns = end.completed_ns if end.type == "ok" else None
         if same and end.invoked_ns >= (acquire.completed_ns or 0) and done_ns is not None and done_ns < told.invoked_ns:
             return False

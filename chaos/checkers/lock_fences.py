@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from chaos.checkers.lock_holds import EXCLUSIVE, Facts, Hold
+from chaos.checkers.lock_holds import CONFIRM, EXCLUSIVE, Facts, Hold
 from chaos.history import Operation
 
 HOLDER = "holder"
-"""The mode of a write in the shard of its lock."""
+AT_HOME = (HOLDER, CONFIRM)
+"""The modes of writes in the shard of their lock."""
 
 
 def check_fences(facts: Facts) -> int:
@@ -25,10 +26,10 @@ def check_fences(facts: Facts) -> int:
         if each.f != "put" or each.asked is None or not each.asked.token:
             continue
         name = each.asked.name
-        if each.asked.mode == HOLDER:
+        if each.asked.mode in AT_HOME:
             at_home[name].append(each)
         # Where a lock has several holders at once, each of them may write in the lock's own shard.
-        if each.asked.mode != HOLDER or facts.modes(name) <= {EXCLUSIVE}:
+        if each.asked.mode not in AT_HOME or facts.modes(name) <= {EXCLUSIVE}:
             by_fence[each.shard or 0, name].append(each)
     stale: set[int] = set()
     for (_, name), writes in by_fence.items():
@@ -51,7 +52,7 @@ def _check_order(facts: Facts, name: str, writes: Sequence[Operation]) -> set[in
             highest = write
     for write in writes:
         done = write.completed or 0
-        if not _refused(write) or (write.asked and write.asked.mode == HOLDER):
+        if not _refused(write) or (write.asked and write.asked.mode in AT_HOME):
             continue
         if not any(_token(other) > _token(write) and other.invoked < done for other in writes):
             facts.problem(

@@ -22,9 +22,12 @@ NEVER_NS = 1 << 62
 ENDS = ("release", "end", "lost")
 """By these a holder stops to believe: it gives up one lock, all that its lease has in a shard, or is told that all is lost."""
 
+CONFIRM = "confirm"
+"""The mode of a write that releases its lock in the same commit."""
+
 
 class Problem(NamedTuple):
-    """`law` names what is broken: overlap, early, token, log, revived, fence, queue, deadlock."""
+    """`law` names what is broken: overlap, early, delay, token, log, revived, fence, queue, deadlock."""
 
     law: str
     name: str
@@ -62,7 +65,8 @@ class Renewal(NamedTuple):
 
 
 class Hold(msgspec.Struct, gc=False):
-    """`granted`: log index of the grant. `known_ns`: then it was surely done. `answered_ns`: then its holder was told.
+    """`granted`: log index of the grant. `known_ns`: then it was surely done. `answered_ns`: then its holder was told. `delay_ns`: so
+    long, at least, nobody gets it after it was lost.
     `given_up_ns`: then its holder asked for its end. `ended`: log index of its end."""
 
     name: str
@@ -77,6 +81,7 @@ class Hold(msgspec.Struct, gc=False):
     known_ns: int
     until_ns: int
     answered_ns: int
+    delay_ns: int
     given_up_ns: int = NEVER_NS
     ended: int = 0
     point: int = -1
@@ -86,6 +91,11 @@ class Hold(msgspec.Struct, gc=False):
     def believed_ns(self) -> int:
         """Its holder believed in it until then."""
         return min(self.until_ns, self.given_up_ns)
+
+    @property
+    def closed_ns(self) -> int:
+        """Nobody could be granted it until then."""
+        return min(self.until_ns + self.delay_ns, self.given_up_ns)
 
     def conflicts(self, other: Hold) -> bool:
         return EXCLUSIVE in (self.mode, other.mode)
@@ -109,6 +119,11 @@ class Facts:
         self.renewals: dict[tuple[int, int], list[Renewal]] = defaultdict(list)  # (lease, shard)
         self.ends: dict[tuple[int, int], list[Operation]] = defaultdict(list)  # (lease, shard)
         self.holds: dict[str, list[Hold]] = defaultdict(list)
+        self.forces: dict[str, list[Operation]] = defaultdict(list)  # by operators, of a name
+        self.delayed: dict[str, set[tuple[int, int]]] = defaultdict(
+            set
+        )  # attempts that leave a lock closed if they are lost
+        self._shards: dict[str, int] = {}
         self._modes: dict[str, set[str]] = defaultdict(set)
         self._alone: dict[str, set[tuple[int, int]]] = {}  # the attempts that were granted exclusively
         for event in history.feed:
@@ -125,6 +140,7 @@ class Facts:
         assert facts is not None and event.key is not None
         index = facts.index
         points = self.feed[event.key]
+        self._shards[event.key] = shard
         if points and index <= points[-1].log_index:
             self.problem("log", event.key, f"the feed tells index {index} after {points[-1].log_index}")
         points.append(Point(index, event.time, facts.lease, facts.attempt, facts.token))
@@ -136,14 +152,18 @@ class Facts:
         key = (each.asked.lease, each.shard or 0)
         if each.f == "acquire":
             self._modes[each.key].add(each.asked.mode)
+            if each.asked.delay_ms:
+                self.delayed[each.key].add((each.asked.lease, each.asked.attempt))
         if each.f in ("acquire", "renew"):
             until_ns = 0
             if each.type == "ok" and each.told is not None:  # what the holder believes, or may believe
                 until_ns = max(each.told.until_ns, each.invoked_ns + int(each.asked.ttl_ms * 1e6 * (1 - self._drift)))
             done_ns = each.completed_ns if each.completed_ns is not None else NEVER_NS
             self.renewals[key].append(Renewal(each.invoked_ns, until_ns, each.asked.ttl_ms, each.type, each.f, done_ns))
-        elif each.f in ENDS:
+        elif each.f in ENDS or (each.f == "put" and each.asked.mode == CONFIRM):
             self.ends[key].append(each)
+        elif each.f == "force" and each.type != "fail":
+            self.forces[each.key].append(each)
 
     def problem(self, law: str, name: str, text: str) -> None:
         self.problems.append(Problem(law, name, text))
@@ -164,7 +184,8 @@ class Facts:
                 continue
             known = found.get(key)
             if known is not None:
-                if known.token != told.token:
+                forced = any(force.invoked_ns < done_ns for force in self.forces[each.key])
+                if known.token != told.token and not forced:
                     self.problem("token", each.key, f"{known} was answered token {told.token} when it was asked again")
                 known.known_ns = min(known.known_ns, done_ns)
                 known.answered_ns = min(known.answered_ns, done_ns)
@@ -172,7 +193,7 @@ class Facts:
             until_ns = max((r.until_ns for r in self.renewals[asked.lease, each.shard or 0]), default=0)
             hold = Hold(
                 each.key, each.shard or 0, asked.mode, asked.capacity, max(1, asked.permits), asked.lease, asked.attempt,
-                told.token, told.index if first else told.token, done_ns, until_ns, done_ns,
+                told.token, told.index if first else told.token, done_ns, until_ns, done_ns, int(asked.delay_ms * 1e6 * (1 - self._drift)),
             )  # fmt: skip
             self._find_end(hold, each.invoked_ns)
             found[key] = hold
@@ -183,14 +204,21 @@ class Facts:
             self._find_points(name, holds)
 
     def _find_end(self, hold: Hold, asked_ns: int) -> None:
+        forced = [  # from then on an operator may have taken it away
+            force.invoked_ns
+            for force in self.forces[hold.name]
+            if force.type == "info" or (force.completed_ns or NEVER_NS) >= asked_ns
+        ]
+        forced_ns = hold.given_up_ns = min(forced, default=NEVER_NS)
         for end in self.ends[hold.lease, hold.shard]:
-            mine = end.f != "release" or (
-                end.key == hold.name and end.asked is not None and end.asked.attempt == hold.attempt
-            )
-            if not mine or end.invoked_ns < asked_ns:
+            if not ends(end, hold.name, hold.attempt) or end.invoked_ns < asked_ns:
                 continue
             hold.given_up_ns = min(hold.given_up_ns, end.invoked_ns)
-            if end.type == "ok" and end.found and end.told is not None and end.told.index:
+            if end.type != "ok" or end.invoked_ns >= forced_ns:  # it may be the end of what was granted anew
+                continue
+            if end.f == "put":
+                hold.ended = end.version or 0
+            elif end.found and end.told is not None and end.told.index:
                 hold.ended = end.told.index
 
     def _find_points(self, name: str, holds: Sequence[Hold]) -> None:
@@ -232,6 +260,10 @@ class Facts:
         """Whether the feed may lack something since the hold began: then it ended at some index up to the one told."""
         return self.gaps.get(hold.shard, 0) > hold.granted
 
+    def whole_after(self, name: str) -> int:
+        """Above this log index the feed tells everything of the name."""
+        return self.gaps.get(self._shards.get(name, 0), 0)
+
     def modes(self, name: str) -> set[str]:
         """That were asked for."""
         return self._modes[name]
@@ -239,6 +271,14 @@ class Facts:
     def all_holds(self) -> Iterator[Hold]:
         for holds in self.holds.values():
             yield from holds
+
+
+def ends(end: Operation, name: str, attempt: int) -> bool:
+    """Whether what gives up something of a lease gives up this attempt."""
+    assert end.asked is not None
+    if end.f == "release":
+        return (end.key, end.asked.attempt) == (name, attempt)
+    return end.f != "put" or (end.asked.name, end.asked.attempt) == (name, attempt)
 
 
 # -- laws --------------------------------------------------------------------------------------------------------------
@@ -305,6 +345,8 @@ def check_feed(facts: Facts) -> None:
 def _check_end(facts: Facts, hold: Hold, end: Point) -> None:
     if hold.ended > end.log_index:
         facts.problem("log", hold.name, f"{hold} was released at {hold.ended}, and had ended at {end.log_index}")
+    if hold.mode == EXCLUSIVE and 0 < hold.ended < end.log_index and not facts.missed(hold):
+        facts.problem("log", hold.name, f"{hold} was released at {hold.ended}, and lasted until {end.log_index}")
     if hold.given_up_ns <= end.ns:
         return
     renewals = facts.renewals[hold.lease, hold.shard]
@@ -329,7 +371,8 @@ def check_renewals(facts: Facts) -> None:
             continue
         lease, shard, done_ns = each.asked.lease, each.shard or 0, each.completed_ns or NEVER_NS
         left_ms = (facts.lives_until(lease, shard, each.invoked_ns) - done_ns) / 1e6
-        if left_ms > 0 and not any(end.f == "end" and end.invoked_ns < done_ns for end in facts.ends[lease, shard]):
+        ended = (end.f != "release" and end.invoked_ns < done_ns for end in facts.ends[lease, shard])
+        if left_ms > 0 and not any(ended):  # a confirm ends a lease, too, that has nothing else there
             text = f"lease {lease:x} is unknown in shard {shard} {left_ms:.1f} ms before it could be over"
             facts.problem("early", each.key, text)
 
@@ -357,8 +400,13 @@ def check_overlaps(facts: Facts) -> int:
             overlaps += 1
             ms = (other.believed_ns - hold.known_ns) / 1e6
             facts.problem("overlap", name, f"{hold} was granted {ms:.1f} ms before {other} was over for its holder")
-        ends = [_log_end(facts, each) for each in holds]
-        for hold, other in _clashes(holds, [each.granted for each in holds], ends):
+        closed = [each.closed_ns if each.delay_ns else 0 for each in holds]
+        for hold, other in _clashes(holds, [each.known_ns for each in holds], closed):
+            if other.believed_ns <= hold.known_ns:
+                ms = (other.closed_ns - hold.known_ns) / 1e6
+                facts.problem("delay", name, f"{hold} was granted {ms:.1f} ms before the delay after {other} was over")
+        over = [_log_end(facts, each) for each in holds]
+        for hold, other in _clashes(holds, [each.granted for each in holds], over):
             facts.problem("log", name, f"{hold} was granted before the log ends {other}")
     return overlaps
 

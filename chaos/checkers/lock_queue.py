@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from chaos.checkers.lock_holds import NEVER_NS, Facts, Point
+from chaos.checkers.lock_holds import EXCLUSIVE, NEVER_NS, Facts, Point, ends
 from chaos.history import Operation
 
 TOLD = ("TIMED_OUT", "LOST", "CANCELLED", "DEADLOCK")
@@ -93,10 +93,8 @@ def _attempt(facts: Facts, operations: Sequence[Operation], drift: float) -> Att
 def _concerns(end: Operation, acquire: Operation) -> bool:
     if end.invoked_ns < acquire.invoked_ns:
         return False
-    if end.f != "release":
-        return True
-    assert end.asked is not None and acquire.asked is not None
-    return end.key == acquire.key and end.asked.attempt == acquire.asked.attempt
+    assert acquire.asked is not None
+    return ends(end, acquire.key, acquire.asked.attempt)
 
 
 def _check_order(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
@@ -126,7 +124,7 @@ def _check_passed(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
 
 def _check_free(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
     """Who waited while the feed told that nobody holds the lock."""
-    free = [point for point in facts.feed.get(name, ()) if not point.lease]
+    free = _open(facts, name)
     if not free:
         return
     for attempt in attempts:
@@ -139,6 +137,26 @@ def _check_free(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
                 name,
                 f"{attempt}, queued at {attempt.place}, still waited when the lock was free at {bad.log_index}",
             )
+
+
+def _open(facts: Facts, name: str) -> list[Point]:
+    """Where the feed tells that anybody could have it. After a hold with a delay it may be closed for a while."""
+    points = facts.feed.get(name, ())
+    delayed = facts.delayed[name]
+    if delayed and facts.modes(name) != {EXCLUSIVE}:
+        return []  # the feed does not tell who of several went last
+    if not delayed:
+        return [point for point in points if not point.lease]
+    found = []
+    last: Point | None = None  # who held it
+    for point in points:
+        if point.lease:
+            last = point
+        elif (
+            last is not None and last.log_index > facts.whole_after(name) and (last.lease, last.attempt) not in delayed
+        ):
+            found.append(point)
+    return found
 
 
 def _waits_in_vain(attempt: Attempt, point: Point) -> bool:

@@ -74,6 +74,12 @@ class SimLocks:
     async def put(self, key: str, value: str, fence: tuple[str, int] | None, *, deadline_s: float) -> int:
         return await self._call(self._inner.put(key, value, fence, deadline_s=deadline_s), "put")
 
+    async def confirm(self, key: str, value: str, fence: tuple[str, int], *, deadline_s: float) -> int:
+        return await self._call(self._inner.confirm(key, value, fence, deadline_s=deadline_s), "confirm")
+
+    async def force(self, name: str, shard: int, *, deadline_s: float) -> Released:
+        return await self._call(self._inner.force(name, shard, deadline_s=deadline_s), "force")
+
     async def get(self, key: str, *, deadline_s: float) -> Value | None:
         return await self._call(self._inner.get(key, deadline_s=deadline_s), "get")
 

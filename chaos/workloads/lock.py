@@ -3,7 +3,8 @@
 Per shard a few lanes, each with one active name: exclusive ones, one whose holders are shared or exclusive, a semaphore. A client
 takes turns: it draws a lease, takes one name or a group over shards, writes to the lock's fenced registers while it believes to
 hold, and then releases, ends its lease, or forgets. Who forgets may go on as a zombie: it writes under its old token, renews and releases
-what is no longer its. Now and then somebody releases another's lock, asks twice, or takes names in the wrong order.
+what is no longer its. Some locks are given up by a write that confirms, some are closed for a while after an unclean loss. Now and then
+somebody releases another's lock, asks twice, or takes names in the wrong order, and an operator takes a lock away.
 
 The register of a name lies in its shard by their hash tag, and another one somewhere else. Without `fencing` tokens are on
 record only: then double writes must show. The same seed draws the same turns; the rate is bounded.
@@ -41,6 +42,10 @@ class LockOptions:
     group_percent: int = 15
     forget_percent: int = 30
     zombie_percent: int = 60  # of those who forget
+    delay_percent: int = 20  # of the attempts at names that are always exclusive
+    delay_ms: tuple[int, int] = (20, 400)
+    confirm_percent: int = 15  # of those who give up one lock
+    force_percent: int = 2  # of the turns, by an operator beforehand
     deadline_s: float = 4.0
     fencing: bool = True
     first_process: int = 0  # of the history
@@ -227,6 +232,8 @@ class _Client:
         chance, turn = self._chance, self._draw()
         if chance.random() < 0.05:
             await self._release_anothers(turn)
+        if chance.randrange(100) < self._options.force_percent:
+            await self._calls.force(self._line, self._store, turn.names[0].lock, turn.names[0].shard)
         keeping = asyncio.create_task(self._keep_alive(turn), name="keep-alive")
         try:
             if await self._take_all(turn):
@@ -259,9 +266,13 @@ class _Client:
             first = all(ask.shard != name.shard for ask in turn.asks)
             wait_ms = 0 if chance.random() < 0.2 else chance.randint(*options.wait_ms)
             mode, capacity, permits = self._mode(name)
+            delayed = mode == name.kind == "exclusive" and chance.randrange(100) < options.delay_percent
+            delay_ms = chance.randint(*options.delay_ms) if delayed else 0
             turn.names.append(name)
             turn.asks.append(
-                Ask(name.lock, name.shard, view.lease, number, ttl_ms, wait_ms, mode, capacity, permits, first)
+                Ask(
+                    name.lock, name.shard, view.lease, number, ttl_ms, wait_ms, mode, capacity, permits, first, delay_ms
+                )
             )
         return turn
 
@@ -320,8 +331,18 @@ class _Client:
             for shard in dict.fromkeys(ask.shard for ask in turn.asks):
                 await self._calls.end(self._line, self._store, shard, turn.view.lease)
             return
+        if len(turn.got) == 1 and self._options.fencing and self._chance.randrange(100) < self._options.confirm_percent:
+            await self._confirm(turn)
+            return
         for ask, _, _ in turn.got:
             await self._calls.release(self._line, self._store, ask)
+
+    async def _confirm(self, turn: Turn) -> None:
+        ask, name, token = turn.got[0]
+        key, shard = name.registers[0]
+        self._writes += 1
+        value = f"{self._name}.{self._writes}"
+        await self._calls.confirm(self._line, self._store, key, shard, value, ask, token)
 
     async def _haunt(self, turn: Turn) -> None:
         """A holder that does not know that its time is over, as one that was paused."""

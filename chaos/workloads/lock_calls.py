@@ -30,6 +30,7 @@ class Ask(NamedTuple):
     capacity: int = 0
     permits: int = 0
     new_lease: bool = False
+    delay_ms: int = 0
 
     @property
     def owner(self) -> str:
@@ -73,6 +74,14 @@ class Locks(Protocol):
     async def end(self, shard: int, lease: int, *, deadline_s: float) -> Released: ...
 
     async def put(self, key: str, value: str, fence: tuple[str, int] | None, *, deadline_s: float) -> int: ...
+
+    async def confirm(self, key: str, value: str, fence: tuple[str, int], *, deadline_s: float) -> int:
+        """Writes and releases the lock in one commit; the version. The key lies in the lock's shard."""
+        ...
+
+    async def force(self, name: str, shard: int, *, deadline_s: float) -> Released:
+        """An operator takes the lock away from whoever holds it."""
+        ...
 
     async def get(self, key: str, *, deadline_s: float) -> Value | None: ...
 
@@ -130,7 +139,7 @@ class Calls:
         """The grant, or why there is none: a word of NotGranted or of the error table; None where the outcome is unknown."""
         asked = LockFacts(
             lease=ask.lease, attempt=ask.attempt, mode=ask.mode, capacity=ask.capacity, permits=ask.permits,
-            ttl_ms=ask.ttl_ms, wait_ms=ask.wait_ms,
+            ttl_ms=ask.ttl_ms, wait_ms=ask.wait_ms, delay_ms=ask.delay_ms,
         )  # fmt: skip
         sent = self._invoke(line, "acquire", ask.name, ask.shard, asked)
         told = LockFacts()
@@ -177,6 +186,10 @@ class Calls:
         work = locks.end(shard, lease, deadline_s=self._deadline_s)
         return await self._give_up(line, "end", f"lease/{lease:x}", shard, LockFacts(lease=lease), work)
 
+    async def force(self, line: Line, locks: Locks, name: str, shard: int) -> EventType:
+        work = locks.force(name, shard, deadline_s=self._deadline_s)
+        return await self._give_up(line, "force", name, shard, LockFacts(), work)
+
     async def _give_up(
         self, line: Line, f: str, key: str, shard: int, asked: LockFacts, work: Coroutine[Any, Any, Released]
     ) -> EventType:
@@ -199,6 +212,19 @@ class Calls:
         fence = (ask.name, token) if fencing else None
         try:
             version = await locks.put(key, value, fence, deadline_s=self._deadline_s)
+        except TenfoldError as error:
+            return self._failed(line, error, "put", key, shard, value=value)
+        self._done(line, "ok", "put", key, shard, value=value, version=version)
+        return "ok"
+
+    async def confirm(
+        self, line: Line, locks: Locks, key: str, shard: int, value: str, ask: Ask, token: int
+    ) -> EventType:
+        """A write that releases the lock."""
+        facts = LockFacts(name=ask.name, lease=ask.lease, attempt=ask.attempt, token=token, mode="confirm")
+        self._invoke(line, "put", key, shard, facts, value=value)
+        try:
+            version = await locks.confirm(key, value, (ask.name, token), deadline_s=self._deadline_s)
         except TenfoldError as error:
             return self._failed(line, error, "put", key, shard, value=value)
         self._done(line, "ok", "put", key, shard, value=value, version=version)

@@ -16,10 +16,12 @@ from chaos.workloads.lock_calls import Ask, Granted, NotGranted, Released
 from client.client import Client
 from client.cursor import Place
 from client.requests import Command
+from client.results import Put
 from client.shard_stream import ShardStream
 from client.surroundings import Surroundings
 from cluster.errors import Code, TenfoldError
 from proto.gen import lock_pb2, node_pb2
+from proto.gen.entry_pb2 import Fence
 
 KEYS = (b"a", b"o")
 """Of a shard's lock feed: attempts under `a`, locks under `n`."""
@@ -117,6 +119,7 @@ class ClientLocks:
         asked = lock_pb2.LockAcquire(
             name=ask.name, lease=ask.lease, attempt=ask.attempt, owner=ask.owner, metadata=ask.metadata, ttl_ms=ask.ttl_ms, wait_ms=ask.wait_ms,
             mode=lock_pb2.LockMode.Value(ask.mode.upper()), capacity=ask.capacity, permits=ask.permits, new_lease=ask.new_lease,
+            delay_ms=ask.delay_ms,
         )  # fmt: skip
         told = self.feed.expect(ask)
         try:
@@ -153,6 +156,16 @@ class ClientLocks:
 
     async def put(self, key: str, value: str, fence: tuple[str, int] | None, *, deadline_s: float) -> int:
         return await self._kv.put(key, value, if_fence=fence, deadline_s=deadline_s)
+
+    async def confirm(self, key: str, value: str, fence: tuple[str, int], *, deadline_s: float) -> int:
+        shown = Fence(name=fence[0], token=fence[1], holder=True, release=True)
+        result = await self._kv.fenced([], [Put(key, value)], [], [shown], deadline_s)
+        return result.version
+
+    async def force(self, name: str, shard: int, *, deadline_s: float) -> Released:
+        command = lock_pb2.LockCommand(force_release=lock_pb2.LockForceRelease(name=name))
+        result, index = await self._send(shard, command, deadline_s)
+        return Released(result.released, index)
 
     async def get(self, key: str, *, deadline_s: float) -> Value | None:
         return await self._kv.get(key, deadline_s=deadline_s)

@@ -299,6 +299,60 @@ def test_a_lease_that_lives_is_known() -> None:
         assert script.laws() == laws, at_ms
 
 
+@pytest.mark.parametrize(("at_ms", "laws"), [(1300, set()), (1100, {"delay"})])
+def test_after_a_loss_nobody_has_it_until_the_delay_is_over(at_ms: int, laws: set[str]) -> None:
+    script = Script()
+    script.take(A, 5, delay_ms=300)
+    script.at(1050).free(8)
+    script.at(at_ms).take(B, 9)
+    assert script.laws() == laws
+
+
+def test_a_delay_is_for_losses_only_and_nobody_waits_in_vain_meanwhile() -> None:
+    script = Script()
+    script.take(A, 5, delay_ms=300)
+    script.at(10).release(A, 8)
+    script.free(8)
+    script.at(20).take(B, 9, delay_ms=300)
+    waits = script.ask(C)
+    script.at(1020).free(12)
+    script.at(1400).held(C, 14)
+    script.granted(waits, 14, until_ms=1500, queued=10)
+    assert script.laws() == set()
+
+
+@pytest.mark.parametrize(("token", "laws"), [(10, set()), (8, {"fence", "log"})])
+def test_a_confirm_is_the_end_of_a_hold(token: int, laws: set[str]) -> None:
+    script = Script()
+    script.take(A, 5)
+    call = script.at(10).invoke("put", key="near", value="x", name=NAME, lease=A, attempt=1, token=5, mode="confirm")
+    script.done(call, version=9)
+    if token > 9:
+        script.free(9)
+    script.at(20).take(B, token)
+    assert script.laws() == laws
+
+
+def test_a_hold_that_was_released_does_not_last() -> None:
+    script = Script()
+    script.take(A, 5)
+    script.at(100).release(A, 8)
+    script.at(1100).free(12)
+    assert script.laws() == {"log"}
+
+
+def test_who_was_forced_out_convicts_nobody() -> None:
+    script = Script()
+    script.take(A, 5)
+    script.done(script.at(100).invoke("force"), found=True, lock=LockFacts(index=8))
+    script.free(8)
+    script.at(110).write(5, 0, error="STALE_TOKEN", home=True)
+    script.take(B, 9)
+    script.at(200).release(A, 0, found=False)
+    found = script.check()
+    assert found.problems == [] and found.expiries == []
+
+
 # -- waiters -----------------------------------------------------------------------------------------------------------
 
 

@@ -40,6 +40,8 @@ def write(path: Path, tokens: tuple[int, int], *, watched: bool = True) -> None:
             recorder.record(lease, "invoke", "release", key="l", shard=1, lock=LockFacts(lease=lease, attempt=1))
             released = LockFacts(index=token + 1)
             recorder.record(lease, "ok", "release", key="l", shard=1, found=True, lock=released)
+            if watched:
+                recorder.record(FEED, "ok", "free", key="l", shard=1, lock=LockFacts(index=token + 1))
         for version, token in enumerate(tokens, 20):
             recorder.record(
                 3, "invoke", "put", key="r", value=f"v{token}", shard=2, lock=LockFacts(name="l", token=token)

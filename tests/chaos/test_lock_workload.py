@@ -66,11 +66,15 @@ def test_everything_that_was_promised_happens() -> None:
     assert all(calls[each] for each in (("acquire", "ok"), ("acquire", "fail"), ("renew", "ok"), ("renew", "fail")))
     assert calls["put", "fail"] > 0, "zombies write, and are refused"
     assert calls["release", "ok"] > 0 and calls["end", "ok"] > 0 and calls["acquire", "info"] > 0
+    assert calls["force", "ok"] > 0, "operators take locks away"
+    confirms = [each for each in history.operations if each.f == "put" and each.asked and each.asked.mode == "confirm"]
+    assert any(each.type == "ok" for each in confirms)
     acquired = [each for each in history.operations if each.f == "acquire" and each.asked is not None]
     assert {each.asked.mode for each in acquired if each.asked} == {"exclusive", "shared", "semaphore"}
     assert {each.shard for each in acquired} == {1, 2}
     assert all(shard_of(each.key.encode(), SHARDS) == each.shard for each in acquired)
     assert any(each.asked and each.asked.attempt > 1 for each in acquired), "groups"
+    assert any(each.asked and each.asked.delay_ms for each in acquired)
     values = [each.value for each in history.operations if each.f == "put"]
     assert len(values) == len(set(values))
     assert len(history.operations) / 20 > 50, "operations a second"
@@ -96,6 +100,8 @@ def test_without_fences_double_writes_show() -> None:
         ("unfair", "queue"),
         ("fence", "fence"),
         ("revived", "revived"),
+        ("delay", "delay"),
+        ("confirm", "log"),
     ],
 )
 def test_a_broken_law_is_found(bug: str, law: str) -> None:

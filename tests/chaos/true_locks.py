@@ -20,6 +20,7 @@ Key = tuple[int, int]
 class Lock:
     shard: int = 0
     last_token: int = 0
+    delay_until: float = 0
     holders: dict[Key, tuple[Ask, int]] = field(default_factory=dict)
     waiters: dict[Key, tuple[Ask, asyncio.Future[int]]] = field(default_factory=dict)
 
@@ -65,7 +66,9 @@ class TrueLocks(TrueStore):
             if lock.shard == shard and keys:
                 found = True
                 for key in keys:
-                    lock.holders.pop(key, None)
+                    held = lock.holders.pop(key, None)
+                    if held is not None and held[0].delay_ms and why == "LOST" and self.bug != "delay":
+                        self.delay(name, held[0].delay_ms / 1000)
                     self.tell(lock, key, why, index)
                 self.settle(name, index)
         return found
@@ -75,9 +78,21 @@ class TrueLocks(TrueStore):
         if waiter is not None and not waiter[1].done():
             waiter[1].set_exception(NotGranted(why, index))
 
+    def delay(self, name: str, seconds: float) -> None:
+        lock = self.locks[name]
+        lock.delay_until = max(lock.delay_until, self.now + seconds)
+        asyncio.get_running_loop().call_later(seconds + 0.001, self.undelay, name)
+
+    def undelay(self, name: str) -> None:
+        if 0 < self.locks[name].delay_until <= self.now:
+            self.locks[name].delay_until = 0
+            self.settle(name, self.step())
+
     # -- grants --------------------------------------------------------------------------------------------------------
 
     def fits(self, lock: Lock, ask: Ask) -> bool:
+        if lock.delay_until:
+            return False
         holders = [held for held, _ in lock.holders.values()]
         if ask.mode == "semaphore":
             return sum(max(1, held.permits) for held in (*holders, ask)) <= ask.capacity
@@ -171,6 +186,30 @@ class TrueLocks(TrueStore):
         self.leases.pop((lease, shard), None)
         found = self.drop(lease, shard, "CANCELLED")
         return Released(found, self.index)
+
+    async def confirm(self, key: str, value: str, fence: tuple[str, int], *, deadline_s: float) -> int:
+        await self._uncertain()
+        lock = self.locks[fence[0]]
+        held = [key for key, (_, token) in lock.holders.items() if token == fence[1]]
+        if not held:
+            raise TenfoldError(Code.STALE_TOKEN)
+        version = self.write(key, value)
+        for each in held:
+            if self.bug != "confirm":
+                del lock.holders[each]
+        self.settle(fence[0], version)
+        await self._uncertain()
+        return version
+
+    async def force(self, name: str, shard: int, *, deadline_s: float) -> Released:
+        await self._uncertain()
+        lock, index = self.locks[name], self.step()
+        found = bool(lock.holders)
+        lock.shard, lock.delay_until = shard, 0
+        lock.holders.clear()
+        self.settle(name, index)
+        await self._uncertain()
+        return Released(found, index)
 
     async def put(  # type: ignore[override]
         self, key: str, value: str, fence: tuple[str, int] | None, *, deadline_s: float
