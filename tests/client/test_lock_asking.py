@@ -184,8 +184,10 @@ def test_clients_of_a_process_that_forked_draw_other_leases_and_owners() -> None
         came, told = os.pipe()
         child = os.fork()
         if child == 0:
-            os.write(told, f"{client.lock.session(1000)._lease.id} {client.lock.owners.new().name}".encode())
-            os._exit(0)
+            try:
+                os.write(told, f"{client.lock.session(1000)._lease.id} {client.lock.owners.new().name}".encode())
+            finally:
+                os._exit(0)
         os.close(told)
         os.waitpid(child, 0)
         drawn |= set(os.read(came, 1000).split())

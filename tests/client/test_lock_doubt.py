@@ -219,7 +219,13 @@ def test_a_name_of_a_group_that_is_taken_away_before_the_group_is_whole() -> Non
 async def left_behind(cluster: LockCluster, held: Held, how: str) -> None:
     """The hold is over for its task, and its shard does not know yet."""
     if how == "lost":
-        cluster.faults = meets(Fault.LOSE_REQUEST, "renew", lambda asked: asked.lease == held.lease)
+        renewed, ended = [
+            meets(Fault.LOSE_REQUEST, which, lambda asked: asked.lease == held.lease)
+            for which in ("renew", "end_lease")
+        ]
+        cluster.faults = lambda node, request: (
+            Fault.LOSE_REQUEST if Fault.LOSE_REQUEST in (renewed(node, request), ended(node, request)) else Fault.NONE
+        )
         await asyncio.wait_for(held.lost.wait(), 60)
     else:
         cluster.faults = meets(Fault.LOSE_REQUEST, "release", lambda asked: asked.lease == held.lease)
@@ -230,7 +236,7 @@ async def left_behind(cluster: LockCluster, held: Held, how: str) -> None:
 def test_who_asks_again_for_what_may_be_left_of_it_waits_for_nobody_but_the_others(how: str) -> None:
     async def scenario() -> None:
         async with living(shards=1) as cluster, cluster.client(deadline_s=2.0) as client, cluster.client() as other:
-            held = await client.lock.acquire("jobs", 30_000, how=How(delay_ms=5000))
+            held = await client.lock.acquire("jobs", 30_000)
             second = asyncio.ensure_future(other.lock.acquire("jobs", 30_000, None))
             await cluster.until(lambda: cluster.state("jobs").waiters, "the other waits")
             await left_behind(cluster, held, how)

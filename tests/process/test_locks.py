@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -90,6 +92,96 @@ def test_a_command_is_ended_when_its_lock_is_lost(directory: Path) -> None:
         assert process.stderr is not None and b"the lock is lost" in process.stderr.read()
     finally:
         end(process)
+
+
+def running(directory: Path, name: str, script: str) -> subprocess.Popen[bytes]:
+    """`lock run` of a shell script, in which "$0" is python, as the leader of a process group, as a shell starts it."""
+    command = [sys.executable, "-m", "tenfold", "lock", "run", name, "--ttl", "5", "--grace", "0.3"]
+    command += ["--dir", str(directory), "--", "sh", "-c", script, sys.executable]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
+
+
+def lives(pid: int) -> bool:
+    """What has ended and was not waited for lives no more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def ends(pid: int) -> bool:
+    until = time.monotonic() + LIMIT_S
+    while lives(pid):
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+            return False
+        time.sleep(0.02)
+    return True
+
+
+SLEEPS = """ "$0" -c 'import os, time; print(os.getpid(), flush=True); time.sleep(60)' """
+
+
+@pytest.mark.parametrize("how", ["lost", "SIGHUP", "SIGTERM", "SIGKILL", "ended"])
+def test_nothing_of_a_command_outlives_its_lock(directory: Path, how: str) -> None:
+    """Of what it has started, neither: but for SIGKILL, which reaches the command alone."""
+    scripts = {"ended": f"{SLEEPS} & read line", "SIGKILL": f"exec {SLEEPS}"}
+    process = running(directory, f"run-{how}", scripts.get(how, f"{SLEEPS}; echo second"))
+    try:
+        assert process.stdin is not None and process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert lives(pid)
+        if how == "lost":
+
+            async def take_away() -> bool:
+                async with Client.from_directory(directory) as client:
+                    return await client.lock.force_release("run-lost")
+
+            assert asyncio.run(take_away())
+        elif how == "ended":
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+        else:
+            process.send_signal(signal.Signals[how])
+        assert process.wait(LIMIT_S) == {"lost": 1, "SIGHUP": 129, "SIGTERM": 143, "SIGKILL": -9, "ended": 0}[how]
+        assert ends(pid) if how == "SIGKILL" else not lives(pid), "when `lock run` has ended, it has"
+    finally:
+        end(process)
+
+
+def test_an_interrupt_from_the_terminal_reaches_a_command_once(directory: Path) -> None:
+    code = "n = [0]; signal.signal(2, lambda *_: n.append(1)); print(os.tcgetpgrp(0) == os.getpgrp(), flush=True)"
+    script = f"import os, signal, time\n{code}\nwhile len(n) < 2: time.sleep(0.02)\ntime.sleep(0.3)\nprint(len(n) - 1)"
+    command = [sys.executable, "-m", "tenfold", "lock", "run", "tty", "--dir", str(directory), "--", sys.executable]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        try:
+            os.chdir(REPOSITORY)
+            os.execv(sys.executable, [*command, "-c", script])
+        finally:
+            os._exit(99)
+    shown, asked = b"", False
+    try:
+        until = time.monotonic() + LIMIT_S
+        with suppress(OSError):  # the terminal ends with its last process
+            while select.select([terminal], [], [], max(0.0, until - time.monotonic()))[0]:
+                some = os.read(terminal, 1000)
+                if not some:
+                    break
+                shown += some
+                if b"True" in shown and not asked:
+                    asked = True
+                    os.write(terminal, b"\x03\x1a")  # Ctrl-C, and Ctrl-Z, which would stop what keeps the lock alive
+        assert time.monotonic() < until, shown
+        code, pid = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), 0
+        assert code == 0, shown
+        assert shown.decode().split()[-1].endswith("1"), shown
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        os.close(terminal)
 
 
 async def test_a_holder_that_is_killed_frees_its_lock_after_its_ttl_and_not_before(directory: Path) -> None:
