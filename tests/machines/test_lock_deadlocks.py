@@ -83,6 +83,16 @@ def test_no_cycle_where_somebody_else_may_give_way_or_is_gone() -> None:
     assert acquire(shard, 4, "y", attempt=2).waiting, "the lease of w5 has ended"
 
 
+def test_a_holder_of_a_semaphore_that_asks_for_more_than_there_is_waits_for_itself() -> None:
+    shard = world()
+    permits: dict[str, Any] = {"mode": SEMAPHORE, "capacity": 3}
+    acquire(shard, 1, "s", permits=2, **permits)
+    acquire(shard, 2, "s", **permits)
+    acquire(shard, 1, "b", attempt=2)
+    acquire(shard, 2, "b", attempt=2)
+    assert acquire(shard, 1, "s", attempt=3, permits=2, **permits).waiting, "with its own two, w2 need not give way"
+
+
 def test_a_wait_that_another_shard_found_in_a_deadlock() -> None:
     shard = world()
     acquire(shard, 1)

@@ -101,6 +101,26 @@ async def test_fences_are_filled_in_by_the_node_and_kept_through_a_failover() ->
         assert second.granted and second.token > token
 
 
+async def test_a_lease_is_its_principal_s_and_what_all_are_told_does_not_name_it() -> None:
+    async with asyncio.timeout(30), ClusterWorld(nodes=1, shards=1, limits=FAST) as world:
+        await world.call(acquire(world, "first", 9))
+        leader = world.leader(1)
+        assert leader is not None
+
+        async def ask(principal: str, sub: node_pb2.SubRequest) -> node_pb2.SubReply:
+            request = node_pb2.CallRequest(requests=[sub], principal=principal)
+            return (await leader.service.call(request, Context())).replies[0]
+
+        assert result(await ask("anna", acquire(world, "a", 77))).granted
+        found = await state(world, "a")
+        assert [(each.owner, each.lease, each.attempt) for each in found.holders] == [("w77", 0, 0)]
+        for principal, code in (("otto", Code.NOT_HOLDER), ("", Code.NOT_HOLDER), ("anna", Code.OK)):
+            assert (await ask(principal, release(world, "a", 77))).code == code
+        assert result(await ask("anna", acquire(world, "b", 77, attempt=2))).granted
+        held = result(await ask("otto", acquire(world, "b", 78))).holder
+        assert (held.owner, held.lease, held.attempt) == ("w77", 0, 0)
+
+
 async def test_a_lease_that_nobody_renews_ends_and_the_next_one_is_told() -> None:
     async with asyncio.timeout(30), ClusterWorld(nodes=1, shards=1, limits=FAST) as world:
         assert result(await world.call(acquire(world, "a", 1, ttl_ms=200))).granted
