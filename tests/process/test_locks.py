@@ -114,19 +114,19 @@ def ends(pid: int) -> bool:
     until = time.monotonic() + LIMIT_S
     while lives(pid):
         if time.monotonic() > until:
-            os.kill(pid, signal.SIGKILL)
             return False
         time.sleep(0.02)
     return True
 
 
-SLEEPS = """ "$0" -c 'import os, time; print(os.getpid(), flush=True); time.sleep(60)' """
+SLEEPS = """ "$0" -c 'import os, time; print(os.getpid(), flush=True); time.sleep(300)' """
 
 
 @pytest.mark.parametrize("how", ["lost", "SIGHUP", "SIGTERM", "SIGKILL", "ended"])
 def test_nothing_of_a_command_outlives_its_lock(directory: Path, how: str) -> None:
     """Of what it has started, neither: but for SIGKILL, which reaches the command alone."""
     scripts = {"ended": f"{SLEEPS} & read line", "SIGKILL": f"exec {SLEEPS}"}
+    pid = 0
     process = running(directory, f"run-{how}", scripts.get(how, f"{SLEEPS}; echo second"))
     try:
         assert process.stdin is not None and process.stdout is not None
@@ -147,6 +147,8 @@ def test_nothing_of_a_command_outlives_its_lock(directory: Path, how: str) -> No
         assert process.wait(LIMIT_S) == {"lost": 1, "SIGHUP": 129, "SIGTERM": 143, "SIGKILL": -9, "ended": 0}[how]
         assert ends(pid) if how == "SIGKILL" else not lives(pid), "when `lock run` has ended, it has"
     finally:
+        if pid and lives(pid):
+            os.kill(pid, signal.SIGKILL)
         end(process)
 
 
