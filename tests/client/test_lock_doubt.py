@@ -69,6 +69,37 @@ def test_after_a_confirm_of_unknown_outcome_nobody_believes_and_nothing_is_kept_
     in_time(scenario)
 
 
+def test_a_session_outlives_a_confirm_that_ended_its_lease_in_one_shard_before_anybody_heard_of_it() -> None:
+    """The last lock of a lease in a shard takes the lease along: a renewal under way meanwhile finds none, which is no loss."""
+
+    async def scenario() -> None:
+        async with living() as cluster, cluster.client(deadline_s=1.0) as client:
+            session = client.lock.session(3000)
+            held = await session.acquire("seat:{x}")
+            other = await session.acquire(cluster.name_in(1 + cluster.shard_of(b"seat:{x}") % 3))
+
+            def unheard(node: str, sub: node_pb2.SubRequest) -> node_pb2.SubReply | None:
+                if not sub.fences:
+                    return None
+                cluster._command(sub)
+                return node_pb2.SubReply(code=Code.UNAVAILABLE)
+
+            cluster.refuse = unheard
+            confirming = asyncio.ensure_future(held.confirm([Put("sold:{x}", b"a")], deadline_s=1.9))
+            await cluster.until(lambda: not cluster.tokens("seat:{x}"), "it is confirmed")
+            shard, renewed = cluster.shard_of(b"seat:{x}"), len(cluster.lock_commands("renew"))
+            await cluster.until(
+                lambda: shard in [shard for shard, _ in cluster.lock_commands("renew")[renewed:]], "it is renewed there"
+            )
+            await passes(0.1)
+            assert not confirming.done() and not session.lost and not held.lost.is_set()
+            await asyncio.gather(confirming, return_exceptions=True)
+            await passes(20.0)
+            assert held.lost.is_set() and not session.lost and cluster.tokens(other.name) == [other.token]
+
+    in_time(scenario)
+
+
 def test_a_confirm_of_unknown_outcome_may_be_confirmed_again() -> None:
     async def scenario() -> None:
         async with living() as cluster, cluster.client() as client:
