@@ -126,15 +126,16 @@ class Honest:
     """Whether the code without any bug passes a seed; asked once for each."""
 
     def __init__(self, jobs: int = 1) -> None:
-        self._known: dict[int, bool] = {}
+        self._known: dict[tuple[int, str], bool] = {}
         self._jobs = jobs
 
-    def passes(self, seed: int) -> bool:
-        if seed not in self._known:
-            self._known[seed] = _case(seed, "").run().verdict == "ok"
-            if not self._known[seed]:
+    def passes(self, seed: int, faults: str) -> bool:
+        known = (seed, faults)
+        if known not in self._known:
+            self._known[known] = _case(seed, "", faults).run().verdict == "ok"
+            if not self._known[known]:
                 note(f"seed {seed} convicts the code as it is")
-        return self._known[seed]
+        return self._known[known]
 
 
 def search(bug: Bug, seconds: float, *, jobs: int = 1, honest: Honest) -> Finding:
@@ -151,7 +152,7 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, honest: Honest) -> Findin
         for seed in seeds(bug.taste):
             if convicted or clock() - started - spent >= seconds:
                 return
-            yield _case(seed, bug.name)
+            yield _case(seed, bug.name, bug.faults)
 
     def tell(case: Case, result: SeedResult) -> None:
         nonlocal spent
@@ -159,7 +160,7 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, honest: Honest) -> Findin
             return
         check_patch(bug, result.reasons)
         began = clock()
-        if honest.passes(result.seed):
+        if honest.passes(result.seed, bug.faults):
             convicted.append(result)
         spent += clock() - began
 
@@ -181,11 +182,12 @@ def seeds(taste: str) -> Iterator[int]:
         yield next(others if not taste or turn % OTHERS_EVERY == 0 else hinted)
 
 
-def _case(seed: int, bug: str) -> Case:
+def _case(seed: int, bug: str, faults: str) -> Case:
     from chaos.sim.case import Case
     from chaos.sim.run import Options
+    from chaos.sim.schedule import kinds_in
 
-    return Case(Options(seed=seed, duration_s=DURATION_S), bug)
+    return Case(Options(seed=seed, duration_s=DURATION_S, kinds=kinds_in(faults.split(","))), bug)
 
 
 def check_patch(bug: Bug, reasons: Sequence[str]) -> None:
