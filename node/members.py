@@ -69,10 +69,10 @@ class Members:
         states = {each.node: state_of(each) for each in known.members}
         for node in states:
             beat = self._told.get(node)
-            if (
-                beat is None or not beat.lost
-            ):  # what is placed on such a one before it is told, would be lost with the rest
-                detector.heard(node, now if node == self._shards.node else self._peers.heard_s(node))
+            if node == self._shards.node:
+                detector.heard(node, now)
+            elif beat is not None and not beat.lost:  # what is placed on one that is lost, would be lost with the rest
+                detector.heard(node, self._peers.heard_s(node))
         for node, state in detector.look(now, states):
             await self._write(node, states[node], state)
         quarantined = {node: beat.quarantined for node, beat in self._told.items() if beat.quarantined}

@@ -19,13 +19,14 @@ class Patch(NamedTuple):
 
 class Bug(NamedTuple):
     """`what` says in one line what the code does wrong. `taste` names the kind of attack that brings about what it needs
-    (chaos/sim/tastes.py): seeds of that taste come before the others, which is a matter of speed alone. `workload` is the load
-    under which it shows."""
+    (chaos/sim/tastes.py): seeds of that taste come before the others, which is a matter of speed alone. `faults` are the groups of
+    faults it is searched with, as `--faults` names them, and `workload` is the load under which it shows."""
 
     name: str
     what: str
     patches: Sequence[Patch]
     taste: str = ""
+    faults: str = "all"
     workload: str = "kv"
 
 

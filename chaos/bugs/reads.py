@@ -131,7 +131,7 @@ READ_BUGS = (
         "stale-and-calls-it-fresh",
         "a follower that lags is fresh because its leader speaks",
         (Patch(Replica, "_freshen", _fresh_since_heard),),
-        taste="left behind",
+        faults="stall-state,kill,power",
     ),
     Bug(
         "watch-skips",

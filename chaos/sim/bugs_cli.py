@@ -128,16 +128,16 @@ class Honest:
     """Whether the code without any bug passes a seed; asked once for each."""
 
     def __init__(self, jobs: int = 1) -> None:
-        self._known: dict[tuple[int, str], bool] = {}
+        self._known: dict[tuple[int, str, str], bool] = {}
         self._jobs = jobs
 
-    def passes(self, seed: int, workload: str = "kv") -> bool:
-        key = (seed, workload)
-        if key not in self._known:
-            self._known[key] = _case(seed, "", workload).run().verdict == "ok"
-            if not self._known[key]:
+    def passes(self, seed: int, bug: Bug) -> bool:
+        known = (seed, bug.faults, bug.workload)
+        if known not in self._known:
+            self._known[known] = _case(seed, bug, infected=False).run().verdict == "ok"
+            if not self._known[known]:
                 note(f"seed {seed} convicts the code as it is")
-        return self._known[key]
+        return self._known[known]
 
 
 def search(bug: Bug, seconds: float, *, jobs: int = 1, honest: Honest) -> Finding:
@@ -154,7 +154,7 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, honest: Honest) -> Findin
         for seed in seeds(bug.taste):
             if convicted or clock() - started - spent >= seconds:
                 return
-            yield _case(seed, bug.name, bug.workload)
+            yield _case(seed, bug)
 
     def tell(case: Case, result: SeedResult) -> None:
         nonlocal spent
@@ -162,7 +162,7 @@ def search(bug: Bug, seconds: float, *, jobs: int = 1, honest: Honest) -> Findin
             return
         check_patch(bug, result.reasons)
         began = clock()
-        if honest.passes(result.seed, bug.workload):
+        if honest.passes(result.seed, bug):
             convicted.append(result)
         spent += clock() - began
 
@@ -184,11 +184,15 @@ def seeds(taste: str) -> Iterator[int]:
         yield next(others if not taste or turn % OTHERS_EVERY == 0 else hinted)
 
 
-def _case(seed: int, bug: str, workload: str) -> Case:
+def _case(seed: int, bug: Bug, *, infected: bool = True) -> Case:
+    """Under the load and the faults that the bug is searched with."""
     from chaos.sim.case import Case
     from chaos.sim.run import Options
+    from chaos.sim.schedule import kinds_in
 
-    return Case(Options(seed=seed, duration_s=DURATION_S, workload=workload), bug)
+    kinds = kinds_in(bug.faults.split(","))
+    options = Options(seed=seed, duration_s=DURATION_S, kinds=kinds, workload=bug.workload)
+    return Case(options, bug.name if infected else "")
 
 
 def check_patch(bug: Bug, reasons: Sequence[str]) -> None:

@@ -173,7 +173,8 @@ class SimCluster:
             self.oracles.breach(f"{host.name} ended by itself: {failure!r}\n{told}")
         if isinstance(failure, StorageFailed):
             given_up = host.node is None and not host.excused and not host.medium.refused
-            host.excused = host.medium.refused = False
+            host.medium.refused = False
+            host.excused = host.medium.disk.fail_sync_in is not None  # the next failure is on its way already
         else:
             given_up = False
         self.end(host.name, "exit")

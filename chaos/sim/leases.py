@@ -19,6 +19,8 @@ from node.replica import Replica
 from node.tickets import Read
 
 READS_MAX = 4096
+LOOK_TICKS = 0.25
+"""A node looks at its clock, decides and answers; meanwhile time may pass, and what was decided holds for that look."""
 
 
 class _Owed(NamedTuple):
@@ -55,7 +57,7 @@ class Leases:
 
         def watched_lease_read(read: Read) -> None:
             came(read)
-            lasts = _holds_lease(node, replica)
+            lasts = _holds_lease(node, replica, LOOK_TICKS)
             ask_by_lease(read)
             if not lasts and read.outcome is not None and not read.outcome.code:
                 self._breach(
@@ -102,12 +104,12 @@ class Leases:
                 )
 
 
-def _holds_lease(node: Node, replica: Replica) -> bool:
-    """Now, which is after the ticks that are due."""
+def _holds_lease(node: Node, replica: Replica, grace_ticks: float = 0.0) -> bool:
+    """Now, which is after the ticks that are due; or so long before."""
     core = replica.core
     pump = node.pump
     ticks = (pump._clock.monotonic() - pump._ticked_at) * 1000 / pump._limits.tick_ms
-    due = int(ticks - 1e-6)  # the pump has just ticked, and what is left may be a tick by rounding
+    due = int(max(0.0, ticks - grace_ticks))
     core.clock += due
     try:
         return core.lease_read_index() is not None

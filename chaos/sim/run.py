@@ -263,6 +263,8 @@ class Run:
     def _missing(self, names: list[str]) -> str:
         cluster = self.cluster
         for name in names:
+            if name not in cluster.hosts:
+                continue  # drained before the faults ended, and taken away by now
             node = cluster.hosts[name].node
             if node is None:
                 return f"{name} does not serve"

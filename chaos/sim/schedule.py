@@ -86,16 +86,15 @@ GROUPS = MappingProxyType(
         "none": (),
         "damage": tuple(kind.name for kind in DAMAGE),
         "members": tuple(kind.name for kind in MEMBERS),
+        "prompt": (
+            *("kill", "kill-leader", "power", "power-all", "stop", "reset", "full-disk", "failed-sync", "unreadable"),
+            *("clock-jump", "clock-rate", "move", "at-sync", "stall-state"),
+        ),
     }
 )
-PROMPT = frozenset(
-    {
-        *("kill", "kill-leader", "power", "power-all", "stop", "reset", "full-disk", "failed-sync", "unreadable"),
-        *("clock-jump", "clock-rate", "move", "at-sync", *GROUPS["damage"], *GROUPS["members"]),
-    }
-)
+PROMPT = frozenset({*GROUPS["prompt"], *GROUPS["damage"], *GROUPS["members"]})
 """These hold no message up. A replica counts the age of what it has from when its leader's word arrives, not from when it was said."""
-MIXES = (("all",), ("all", "damage"), ("all", "members"), ("all", "damage", "members"))
+MIXES = (("all",), ("all", "damage"), ("all", "members"), ("all", "damage", "members"), ("prompt",))
 """What seeds use, in turn, when nobody says which faults they shall have."""
 KNOWN = (*NAMES, *GROUPS["damage"], *GROUPS["members"])
 
@@ -110,7 +109,7 @@ class Fault(NamedTuple):
 
 
 def kinds_of(seed: int) -> tuple[str, ...]:
-    """Of the seed's mix. Each taste meets every mix, within four times as many seeds as there are tastes."""
+    """Of the seed's mix. Each taste meets every mix, within five times as many seeds as there are tastes."""
     lap, taste = divmod(seed, len(TASTES) + MIXED_SHARE)
     return kinds_in(MIXES[(lap + taste) % len(MIXES)])
 
@@ -122,8 +121,12 @@ def kinds_in(words: Iterable[str]) -> tuple[str, ...]:
 
 def words_for(kinds: tuple[str, ...]) -> str:
     """The shortest words for these kinds: `kinds_in` takes them back."""
-    words = [name for name, group in GROUPS.items() if group and set(group) <= set(kinds)]
-    covered = {kind for word in words for kind in GROUPS[word]}
+    words: list[str] = []
+    covered: set[str] = set()
+    for name, group in GROUPS.items():
+        if covered < {*covered, *group} and set(group) <= set(kinds):
+            words.append(name)
+            covered.update(group)
     return ",".join([*words, *(kind for kind in kinds if kind not in covered)]) or "none"
 
 

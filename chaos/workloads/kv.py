@@ -20,6 +20,8 @@ from cluster.ring.ring import shard_of
 
 READERS = 16
 FINAL_ATTEMPTS = 3
+DOUBTS_MAX = 12
+"""Writes of unknown outcome on one key; then the lane goes on with a fresh one, since each doubles what the checker must look at."""
 LATEST_SHARE = 0.8
 """How often a compare-and-set expects the newest version any client of the key saw, rather than its own."""
 
@@ -70,15 +72,20 @@ class Lane:
         self._keys = keys
         self._operations_per_key = operations_per_key
         self._left = 0
+        self._doubts = 0
         self._latest: dict[str, int] = {}
 
     def take(self) -> str:
         """The key of the next operation."""
-        if not self._left:
-            self._left = self._operations_per_key
+        if not self._left or self._doubts >= DOUBTS_MAX:
+            self._left, self._doubts = self._operations_per_key, 0
             self.used.append(next(self._keys))
         self._left -= 1
         return self.used[-1]
+
+    def doubted(self, key: str) -> None:
+        """A write of `key` has an unknown outcome, for good."""
+        self._doubts += key == self.used[-1]
 
     def saw(self, key: str, version: int) -> None:
         self._latest[key] = max(version, self._latest.get(key, 0))
@@ -257,6 +264,8 @@ class KvWorkload:
 
     def _complete(self, process: int, f: str, key: str, shard: int, answer: Answer, final: bool = False) -> Answer:
         kind, value, version, error = answer
+        if kind == "info" and f != "get":
+            self._lanes[shard - 1].doubted(key)
         self._recorder.record(
             process, kind, f, key=key, value=value, version=version, error=error, shard=shard, final=final
         )

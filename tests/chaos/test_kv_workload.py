@@ -12,7 +12,7 @@ import pytest
 from chaos.checkers.linearizability import Verdict
 from chaos.history import History, Recorder, header, read
 from chaos.judge import Judgement, judge
-from chaos.workloads.kv import KvOptions, KvWorkload, keys_in
+from chaos.workloads.kv import DOUBTS_MAX, KvOptions, KvWorkload, keys_in
 from cluster.errors import Code, TenfoldError
 from cluster.ring.ring import shard_of
 from tests.chaos.true_store import AcknowledgesTooEarly, DeposedLeader, ForgetsSessions, Held, TrueStore
@@ -47,6 +47,14 @@ async def test_a_true_store_is_judged_ok(tmp_path: Path) -> None:
     assert result.acknowledged_lost == 0 and result.unknown > 0 and result.faults == 1 and result.seed == 5
     assert result.keys_checked == len({each.key for each in history.operations}) >= 3_000 // 100
     assert result.operations == len(history.operations)
+
+
+async def test_a_key_with_many_unknown_outcomes_is_left(tmp_path: Path) -> None:
+    """Else the checker would give up on it."""
+    options = KvOptions(rate_per_s=1_000_000, operations_per_key=100_000)
+    history, _ = await run(TrueStore(1, unknown=0.15), tmp_path / "h.jsonl", options=options)
+    doubts = Counter(each.key for each in history.operations if each.type == "info" and each.f != "get")
+    assert len(doubts) > 3 * SHARDS and DOUBTS_MAX <= max(doubts.values()) < DOUBTS_MAX + options.clients_per_key
 
 
 async def test_the_mix_is_what_was_promised(tmp_path: Path) -> None:

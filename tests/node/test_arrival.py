@@ -6,12 +6,15 @@ import asyncio
 from copy import deepcopy
 from typing import Any
 
+import pytest
+
 from cluster.errors import Code, TenfoldError
+from cluster.ports import ChannelBroken
 from node.app import Node
-from node.arrival import NOTHING_LOST, PATH, Loss
+from node.arrival import NOTHING_LOST, PATH, Arrival, Loss
 from node.storage.identity import Identity, Sealed
 from node.storage.memory import ForgettingDisk
-from proto.gen import meta_pb2
+from proto.gen import meta_pb2, node_pb2, peer_pb2
 from tests.node.cluster_world import CLUSTER_ID, FAST, ClusterWorld, holds_nothing
 
 IDENTITY = Identity(CLUSTER_ID, "n1")
@@ -94,6 +97,51 @@ async def test_a_node_that_joins_with_an_empty_disk_under_a_members_name_is_not_
         assert node.shards.quarantined[1].reason == "its log is gone" and 1 not in node.shards.replicas
         await world.until(lambda: sorted(node.peers.up()) == world.names, "it is let in by all")
         await world.check()
+
+
+async def test_nothing_is_placed_on_a_node_that_is_not_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is lost: the others know it as a member, and it learns the map from them."""
+    take, answered = Arrival._take, asyncio.Event()
+
+    async def lost_answer(arrival: Arrival, reply: node_pb2.JoinReply) -> None:
+        if not answered.is_set():
+            raise ChannelBroken("the answer was lost")
+        await take(arrival, reply)
+
+    monkeypatch.setattr(Arrival, "_take", lost_answer)
+    async with asyncio.timeout(60), ClusterWorld(shards=1, limits=FAST) as world:
+        await world.fill()
+        node = await world.join("n4")
+        await world.until(lambda: all(len(each.peers.up()) == 3 for each in world.nodes.values()), "all reach all")
+        leader = world.leader(0)
+        assert leader is not None
+        beats = watched_beats(leader, "n4")
+        await world.until(lambda: len(beats) > 10, "it is heard long enough to be up")
+        assert all(beat.lost for beat in beats) and state(world, "n4") == meta_pb2.Member.JOINING
+        assert node.loss.epoch is None and node.map.epoch
+        answered.set()
+        await world.until(lambda: state(world, "n4") == meta_pb2.Member.UP, "it is told")
+        added = await world.add(1, "n4", world.row(1).replicas[-1].id)
+        await world.settle(1)
+        assert node.shards.replicas[1].core.replica == added
+
+
+def watched_beats(node: Node, peer: str) -> list[peer_pb2.NodeHeartbeat]:
+    """What `peer` tells it from now on."""
+    told: list[peer_pb2.NodeHeartbeat] = []
+    hear = node.events.on_heartbeat
+
+    def heard(name: str, beat: peer_pb2.NodeHeartbeat) -> None:
+        if name == peer:
+            told.append(beat)
+        hear(name, beat)
+
+    node.events.on_heartbeat = heard  # type: ignore[method-assign]
+    return told
+
+
+def state(world: ClusterWorld, name: str) -> int:
+    return next(member.state for member in world.map().members if member.node == name)
 
 
 async def test_a_node_that_joins_too_early_waits() -> None:

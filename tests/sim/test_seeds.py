@@ -88,7 +88,7 @@ def test_processes_agree_on_the_trace_when_members_come_and_go() -> None:
 
 def test_seeds_take_the_mixes_of_faults_in_turn() -> None:
     mixes = {",".join(mix) for mix in MIXES}
-    seeds = range(4 * (len(TASTES) + MIXED_SHARE))
+    seeds = range(len(MIXES) * (len(TASTES) + MIXED_SHARE))
     met = {(taste_of(seed).name, words_for(kinds_of(seed))) for seed in seeds}
     assert met == {(taste_of(seed).name, mix) for seed in seeds for mix in mixes}
 
