@@ -353,6 +353,46 @@ def test_who_was_forced_out_convicts_nobody() -> None:
     assert found.problems == [] and found.expiries == []
 
 
+def test_who_was_granted_unheard_and_forced_out_waited_no_more() -> None:
+    for operated, laws in ((True, set()), (False, {"queue"})):
+        script = Script()
+        script.take(A, 5)
+        renewed = script.at(10).ask(B)
+        script.renew(B)
+        script.at(20).release(A, 8)
+        script.held(B, 8)
+        if operated:
+            script.done(script.at(30).invoke("force"), found=True, lock=LockFacts(index=9))
+        script.free(9)
+        script.take(C, 10)
+        script.at(500).done(renewed, "info", lock=LockFacts(queued=6))
+        assert script.laws() == laws, operated
+
+
+def test_a_waiter_is_told_that_an_operator_took_it_away() -> None:
+    for operated, laws in ((True, set()), (False, {"early"})):
+        script = Script()
+        script.take(A, 5)
+        waits = script.at(10).ask(B)
+        script.renew(B)
+        if operated:
+            script.done(script.at(30).invoke("force"), found=True, lock=LockFacts(index=9))
+            script.free(9)
+        script.at(40).done(waits, "fail", error="LOST", lock=LockFacts(index=9, queued=6))
+        assert script.laws() == laws, operated
+
+
+def test_an_end_that_an_operator_overtook_says_nothing_of_the_hold() -> None:
+    script = Script()
+    script.take(A, 5)
+    end = script.at(50).invoke("end", key=f"lease/{A:x}", lease=A)
+    script.done(script.at(100).invoke("force"), found=True, lock=LockFacts(index=8))
+    script.free(8)
+    script.at(110).take(B, 9)
+    script.at(120).done(end, found=True, lock=LockFacts(index=12))
+    assert script.laws() == set()
+
+
 # -- waiters -----------------------------------------------------------------------------------------------------------
 
 
@@ -392,6 +432,19 @@ def test_nobody_is_forgotten_while_another_is_served() -> None:
     script.granted(second, 8, until_ms=900, queued=7)
     script.at(5100).done(first, "fail", error="TIMED_OUT", lock=LockFacts(index=12, queued=6))
     assert script.laws() == {"queue"}
+
+
+@pytest.mark.parametrize(("mode", "laws"), [("shared", set()), ("exclusive", {"queue"})])
+def test_who_was_perhaps_granted_beside_another_convicts_nobody(mode: str, laws: set[str]) -> None:
+    script = Script()
+    script.take(A, 5)
+    first, second = script.at(10).ask(B, mode=mode), script.ask(C, mode="shared")
+    script.renew(B)
+    script.at(100).release(A, 8)
+    script.held(C, 9, index=8)
+    script.granted(second, 9, until_ms=900, queued=7)
+    script.at(5100).done(first, "info", lock=LockFacts(queued=6))
+    assert {each.law for each in script.check().problems} == laws
 
 
 def test_nobody_waits_for_a_free_lock() -> None:
