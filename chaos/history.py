@@ -70,6 +70,7 @@ class LockFacts(msgspec.Struct, omit_defaults=True, gc=False):
     queued: int = 0
     until_ns: int = 0
     cycle: str = ""
+    reentrant: bool = False
 
 
 class Event(msgspec.Struct, omit_defaults=True, gc=False):

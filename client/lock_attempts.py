@@ -202,8 +202,11 @@ class Attempts:
         self._around.tasks(self._drop_if_lease_lives(claim), f"{claim.name} was taken away")
 
     async def _drop_if_lease_lives(self, claim: Claim) -> None:
-        if await self.lease.renew_in(claim.shard):
-            self.drop(claim)
+        lease, failures = self.lease, 0
+        while lease.knows(claim.shard) and not await lease.renew_in(claim.shard):
+            failures += 1
+            await asyncio.sleep(backoff_s(failures, self._around.limits, self._around.random))
+        self.drop(claim)
 
     def give_back(self, claim: Claim) -> None:
         """In the background."""

@@ -97,6 +97,10 @@ class Hold(msgspec.Struct, gc=False):
         """Nobody could be granted it until then."""
         return min(self.until_ns + self.delay_ns, self.given_up_ns)
 
+    def tells(self, point: Point) -> bool:
+        """Is it told there? Perhaps by another attempt of its lease, which took it once more under the same token."""
+        return point.lease == self.lease and (point.attempt == self.attempt or point.token == self.token)
+
     def conflicts(self, other: Hold) -> bool:
         return EXCLUSIVE in (self.mode, other.mode)
 
@@ -123,6 +127,7 @@ class Facts:
         self.delayed: dict[str, set[tuple[int, int]]] = defaultdict(
             set
         )  # attempts that leave a lock closed if they are lost
+        self._twice: set[tuple[str, int]] = set()  # (name, lease) that asked for what it held
         self._shards: dict[str, int] = {}
         self._modes: dict[str, set[str]] = defaultdict(set)
         self._alone: dict[str, set[tuple[int, int]]] = {}  # the attempts that were granted exclusively
@@ -152,6 +157,8 @@ class Facts:
         key = (each.asked.lease, each.shard or 0)
         if each.f == "acquire":
             self._modes[each.key].add(each.asked.mode)
+            if each.asked.reentrant:
+                self._twice.add((each.key, each.asked.lease))
             if each.asked.delay_ms:
                 self.delayed[each.key].add((each.asked.lease, each.asked.attempt))
         if each.f in ("acquire", "renew"):
@@ -190,6 +197,10 @@ class Facts:
                 known.known_ns = min(known.known_ns, done_ns)
                 known.answered_ns = min(known.answered_ns, done_ns)
                 continue
+            if asked.reentrant and any(
+                hold.lease == asked.lease and hold.token == told.token for hold in self.holds[each.key]
+            ):
+                continue  # a further row of a hold; under another token it is a hold by itself
             until_ns = max((r.until_ns for r in self.renewals[asked.lease, each.shard or 0]), default=0)
             hold = Hold(
                 each.key, each.shard or 0, asked.mode, asked.capacity, max(1, asked.permits), asked.lease, asked.attempt,
@@ -204,17 +215,14 @@ class Facts:
             self._find_points(name, holds)
 
     def _find_end(self, hold: Hold, asked_ns: int) -> None:
-        forced = [  # from then on an operator may have taken it away
-            force.invoked_ns
-            for force in self.forces[hold.name]
-            if force.type == "info" or (force.completed_ns or NEVER_NS) >= asked_ns
-        ]
-        forced_ns = hold.given_up_ns = min(forced, default=NEVER_NS)
+        forced_ns = hold.given_up_ns = self.forced_ns(hold.name, asked_ns)
         for end in self.ends[hold.lease, hold.shard]:
             if not ends(end, hold.name, hold.attempt) or end.invoked_ns < asked_ns:
                 continue
             hold.given_up_ns = min(hold.given_up_ns, end.invoked_ns)
-            if end.type != "ok" or end.invoked_ns >= forced_ns:  # it may be the end of what was granted anew
+            if end.type != "ok" or (end.completed_ns or NEVER_NS) >= forced_ns:  # it may be the end of something else
+                continue
+            if end.f == "release" and (hold.name, hold.lease) in self._twice:  # it may be held by another attempt
                 continue
             if end.f == "put":
                 hold.ended = end.version or 0
@@ -236,7 +244,7 @@ class Facts:
             return None
         points = self.feed[hold.name]
         for number in range(hold.point + 1, len(points)):
-            if (points[number].lease, points[number].attempt) != (hold.lease, hold.attempt):
+            if not hold.tells(points[number]):
                 return points[number]
         return None
 
@@ -245,7 +253,7 @@ class Facts:
         alone = self._alone[hold.name]
         for point in self.feed.get(hold.name, ()):
             who = (point.lease, point.attempt)
-            if who == (hold.lease, hold.attempt) or point.log_index <= hold.granted:
+            if hold.tells(point) or point.log_index <= hold.granted:
                 continue
             if not point.lease or who in alone:
                 return point
@@ -259,6 +267,15 @@ class Facts:
     def missed(self, hold: Hold) -> bool:
         """Whether the feed may lack something since the hold began: then it ended at some index up to the one told."""
         return self.gaps.get(hold.shard, 0) > hold.granted
+
+    def forced_ns(self, name: str, asked_ns: int) -> int:
+        """From when on an operator may have taken away what was asked for then."""
+        forced = (
+            force.invoked_ns
+            for force in self.forces[name]
+            if force.type == "info" or (force.completed_ns or NEVER_NS) >= asked_ns
+        )
+        return min(forced, default=NEVER_NS)
 
     def whole_after(self, name: str) -> int:
         """Above this log index the feed tells everything of the name."""
@@ -289,16 +306,17 @@ def check_tokens(facts: Facts) -> None:
     for name, points in facts.feed.items():
         if facts.modes(name) != {EXCLUSIVE}:
             continue  # the feed names one of several holders, and not always the last
-        highest, owner = 0, (0, 0)
+        highest, last = 0, points[0]
         for point in points:
             who = (point.lease, point.attempt)
-            if not point.lease or who == owner:
+            twice = (point.lease, point.token) == (last.lease, last.token)  # another attempt of a lease that has it
+            if not point.lease or (highest and (twice or who == (last.lease, last.attempt))):
                 continue
             if point.token <= highest:
                 facts.problem(
                     "token", name, f"the feed tells token {point.token} at index {point.log_index} after {highest}"
                 )
-            highest, owner = max(highest, point.token), who
+            highest, last = max(highest, point.token), point
     for name, holds in facts.holds.items():
         for first, second in pairwise(holds):
             if first.token == second.token:

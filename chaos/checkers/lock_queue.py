@@ -34,6 +34,15 @@ class Attempt(NamedTuple):
         assert facts is not None
         return f"attempt {facts.attempt} of lease {facts.lease:x}"
 
+    @property
+    def perhaps_granted(self) -> bool:
+        """Its grant may have been lost on the way, if nobody said that it waited to the end."""
+        return not self.told or self.asked.error == "LOST"
+
+    def conflicts(self, other: Attempt) -> bool:
+        assert self.asked.asked is not None and other.asked.asked is not None
+        return EXCLUSIVE in (self.asked.asked.mode, other.asked.asked.mode)
+
     def waits_at(self, index: int, ns: int) -> bool:
         """Surely, when that index was applied, which was before `ns`."""
         return self.place < index and (index < self.told or ns < self.until_ns)
@@ -59,7 +68,7 @@ def check(facts: Facts, drift: float) -> int:
 def _by_attempt(operations: Iterable[Operation]) -> Iterable[list[Operation]]:
     found: dict[tuple[str, int, int], list[Operation]] = defaultdict(list)
     for each in operations:
-        if each.f == "acquire" and each.asked is not None:
+        if each.f == "acquire" and each.asked is not None and not each.asked.reentrant:  # which passes the queue
             found[each.key, each.asked.lease, each.asked.attempt].append(each)
     return found.values()
 
@@ -77,8 +86,10 @@ def _attempt(facts: Facts, operations: Sequence[Operation], drift: float) -> Att
         at = told.index if first.type == "ok" else granted.told.token
         known_ns = granted.completed_ns or NEVER_NS
         return Attempt(first, told.queued or at, told.queued > 0, granted.told.token, at, known_ns, 0, 0)
-    index = told.index if first.type == "fail" and first.error in TOLD else 0
+    forced_ns = facts.forced_ns(first.key, first.invoked_ns)  # it may have been granted, unheard, and taken away
+    index = told.index if first.type == "fail" and first.error in TOLD and forced_ns == NEVER_NS else 0
     until_ns = min(
+        forced_ns,
         first.invoked_ns + int(asked.wait_ms * 1e6 * (1 - drift)),
         max((each.until_ns for each in facts.renewals[asked.lease, first.shard or 0]), default=0),
         min(
@@ -116,7 +127,9 @@ def _check_passed(facts: Facts, name: str, attempts: Sequence[Attempt]) -> None:
         if attempt.token:
             continue
         for other in granted:
-            if other.place > attempt.place and attempt.waits_at(other.granted, other.known_ns):
+            if other.place <= attempt.place or (attempt.perhaps_granted and not attempt.conflicts(other)):
+                continue
+            if attempt.waits_at(other.granted, other.known_ns):
                 text = f"{attempt}, queued at {attempt.place}, still waited when {other}, queued at {other.place}, was granted"
                 facts.problem("queue", name, text)
                 break
@@ -185,5 +198,6 @@ def _check_told(facts: Facts, drift: float) -> None:
             ended = any(
                 end.invoked_ns < done_ns for end in facts.ends[each.asked.lease, each.shard or 0] if end.f != "release"
             )
+            ended = ended or facts.forced_ns(each.key, each.invoked_ns) < done_ns
             if done_ns < until_ns and not ended:
                 facts.problem("early", each.key, f"lease {each.asked.lease:x} was lost to a waiter before it could be")

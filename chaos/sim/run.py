@@ -168,6 +168,7 @@ class Run:
             cluster.boot(name)
         try:
             load = await self.load.start()
+            cluster.map()  # kept, should nobody serve when it is asked for
             looking = self.loop.create_task(self._look(), name="oracles")
             looking.add_done_callback(lambda done: load.cancel())
             self.nemesis.run(self.schedule)

@@ -3,7 +3,7 @@
 Per shard a few lanes, each with one active name: exclusive ones, one whose holders are shared or exclusive, a semaphore. A client
 takes turns: it draws a lease, takes one name or a group over shards, writes to the lock's fenced registers while it believes to
 hold, and then releases, ends its lease, or forgets. Who forgets may go on as a zombie: it writes under its old token, renews and releases
-what is no longer its. Some locks are given up by a write that confirms, some are closed for a while after an unclean loss. Now and then
+what is no longer its. Some locks are taken twice, some are given up by a write that confirms, some are closed for a while after an unclean loss. Now and then
 somebody releases another's lock, asks twice, or takes names in the wrong order, and an operator takes a lock away.
 
 The register of a name lies in its shard by their hash tag, and another one somewhere else. Without `fencing` tokens are on
@@ -24,6 +24,8 @@ from cluster.ring.ring import shard_of
 
 FINAL_ATTEMPTS = 3
 READERS = 8
+REENTRANT_ATTEMPT = 500
+"""Added to the attempt of a lock that its holder takes once more."""
 FOREIGN_ATTEMPT = 1000
 """Of a release by somebody who never asked."""
 
@@ -316,7 +318,20 @@ class _Client:
             if chance.random() < 0.05:
                 again = chance.choice(turn.got)[0]._replace(new_lease=False)
                 await self._calls.acquire(self._line, self._store, again, turn.view)
+            if chance.random() < 0.05:
+                await self._hold_twice(turn)
             await asyncio.sleep(chance.uniform(0, self._options.hold_s))
+
+    async def _hold_twice(self, turn: Turn) -> None:
+        """And gives that up before anything else: the lock stays held."""
+        first = self._chance.choice(turn.got)[0]
+        if first.mode == "exclusive":
+            twice = first._replace(
+                attempt=first.attempt + REENTRANT_ATTEMPT, new_lease=False, wait_ms=0, reentrant=True
+            )
+            await self._calls.acquire(self._line, self._store, twice, turn.view)
+            await self._write(turn)
+            await self._calls.release(self._line, self._store, twice)
 
     async def _write(self, turn: Turn) -> None:
         ask, name, token = self._chance.choice(turn.got)

@@ -31,6 +31,7 @@ class Ask(NamedTuple):
     permits: int = 0
     new_lease: bool = False
     delay_ms: int = 0
+    reentrant: bool = False
 
     @property
     def owner(self) -> str:
@@ -139,7 +140,7 @@ class Calls:
         """The grant, or why there is none: a word of NotGranted or of the error table; None where the outcome is unknown."""
         asked = LockFacts(
             lease=ask.lease, attempt=ask.attempt, mode=ask.mode, capacity=ask.capacity, permits=ask.permits,
-            ttl_ms=ask.ttl_ms, wait_ms=ask.wait_ms, delay_ms=ask.delay_ms,
+            ttl_ms=ask.ttl_ms, wait_ms=ask.wait_ms, delay_ms=ask.delay_ms, reentrant=ask.reentrant,
         )  # fmt: skip
         sent = self._invoke(line, "acquire", ask.name, ask.shard, asked)
         told = LockFacts()

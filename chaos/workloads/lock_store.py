@@ -119,7 +119,7 @@ class ClientLocks:
         asked = lock_pb2.LockAcquire(
             name=ask.name, lease=ask.lease, attempt=ask.attempt, owner=ask.owner, metadata=ask.metadata, ttl_ms=ask.ttl_ms, wait_ms=ask.wait_ms,
             mode=lock_pb2.LockMode.Value(ask.mode.upper()), capacity=ask.capacity, permits=ask.permits, new_lease=ask.new_lease,
-            delay_ms=ask.delay_ms,
+            delay_ms=ask.delay_ms, reentrant=ask.reentrant,
         )  # fmt: skip
         told = self.feed.expect(ask)
         try:
@@ -131,6 +131,9 @@ class ClientLocks:
                     raise NotGranted("HELD", index)
                 queued(index)
                 event = await told
+                while event.index <= index:  # it is about what was taken away before the attempt was asked again
+                    told = self.feed.expect(ask)
+                    event = await told
         except TimeoutError:
             raise TenfoldError(Code.DEADLINE_EXCEEDED, "nobody said how the wait ended") from None
         finally:

@@ -75,6 +75,7 @@ def test_everything_that_was_promised_happens() -> None:
     assert all(shard_of(each.key.encode(), SHARDS) == each.shard for each in acquired)
     assert any(each.asked and each.asked.attempt > 1 for each in acquired), "groups"
     assert any(each.asked and each.asked.delay_ms for each in acquired)
+    assert any(each.asked and each.asked.reentrant and each.type == "ok" for each in acquired)
     values = [each.value for each in history.operations if each.f == "put"]
     assert len(values) == len(set(values))
     assert len(history.operations) / 20 > 50, "operations a second"
@@ -102,6 +103,7 @@ def test_without_fences_double_writes_show() -> None:
         ("revived", "revived"),
         ("delay", "delay"),
         ("confirm", "log"),
+        ("reentrant", "overlap"),
     ],
 )
 def test_a_broken_law_is_found(bug: str, law: str) -> None:

@@ -124,7 +124,7 @@ class TrueLocks(TrueStore):
     def publish(self, name: str, index: int) -> None:
         lock = self.locks[name]
         facts = LockFacts(index=index)
-        for (lease, attempt), (_, token) in list(lock.holders.items())[-1:]:
+        for (lease, attempt), (_, token) in list(lock.holders.items())[:1]:
             facts = LockFacts(lease=lease, attempt=attempt, token=token, index=index)
         f = "holder" if facts.lease else "free"
         self.recorder.record(FEED, "ok", f, key=name, shard=lock.shard, lock=facts)
@@ -140,6 +140,10 @@ class TrueLocks(TrueStore):
         self.touch(ask.lease, ask.shard, ask.ttl_ms)
         if key in lock.holders:
             return Granted(lock.holders[key][1], index)
+        for held, token in lock.holders.values():
+            if ask.reentrant and held.lease == ask.lease and held.mode == "exclusive":
+                lock.holders[key] = (ask, token if self.bug != "reentrant" else index)
+                return Granted(lock.holders[key][1], index)
         if self.fits(lock, ask) and not lock.waiters:
             token = self.grant(lock, ask, index)
             self.publish(ask.name, index)

@@ -264,6 +264,18 @@ def test_a_deadlock_is_found_among_more_edges_than_one_answer_holds() -> None:
     in_time(scenario)
 
 
+def test_one_of_more_holders_than_an_answer_lists_is_given_up_by_its_token() -> None:
+    async def scenario() -> None:
+        limits = replace(DEFAULT, lock_list_max=2)
+        async with living(limits=limits) as cluster, cluster.client() as client:
+            readers = [await client.lock.acquire("jobs", 60_000, mode="shared") for _ in range(4)]
+            assert await client.lock.release_token("jobs", readers[-1].token)
+            assert await code_of(client.lock.release_token("jobs", readers[-1].token)) is Code.NOT_HOLDER
+            assert await code_of(client.lock.force_release("jobs", readers[0].token)) is Code.OK
+
+    in_time(scenario)
+
+
 @pytest.mark.parametrize("name", ["x\x9b31m", "\u202ereversed", "a\u2028b", "a\u2029b", "\x85", "a\u200bb"])
 def test_a_name_or_an_owner_that_does_not_look_like_what_it_is_is_refused(name: str) -> None:
     async def scenario() -> None:

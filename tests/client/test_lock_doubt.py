@@ -131,6 +131,27 @@ def test_a_lock_given_up_by_its_token_is_told_to_its_holder() -> None:
     in_time(scenario)
 
 
+def test_a_session_is_not_renewed_where_its_last_lock_was_taken_away() -> None:
+    async def scenario() -> None:
+        async with living() as cluster, cluster.client() as client, cluster.client() as operator:
+            session = client.lock.session(6000)
+            held = await session.acquire("jobs")
+            other = await session.acquire(cluster.name_in(1 + cluster.shard_of(b"jobs") % 3))
+            await passes(5.0)
+            cluster.faults = meets(Fault.LOSE_REQUEST, "renew")
+            assert await operator.lock.force_release("jobs")
+            await asyncio.wait_for(held.lost.wait(), 1.0)
+            await passes(2.5)  # the first renewal to see whether the lease lives fails
+            cluster.faults = well
+            await passes(5.0)
+            sent = len(cluster.lock_commands("renew"))
+            await passes(20.0)
+            shards = {shard for shard, _ in cluster.lock_commands("renew")[sent:]}
+            assert shards == {cluster.shard_of(other.name.encode())} and not session.lost
+
+    in_time(scenario)
+
+
 def test_a_lease_lost_in_one_shard_ends_elsewhere_as_if_it_had_expired() -> None:
     """So that the delay of its locks runs: whoever held it may not have heard."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -202,24 +201,5 @@ def test_leaders_are_elected_observed_and_resign() -> None:
             assert seen == [None, b"one", b"two", None]
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
-
-    in_time(scenario)
-
-
-def test_work_runs_once_in_a_period_whoever_offers_to_do_it() -> None:
-    async def scenario() -> None:
-        async with living() as cluster, cluster.client() as one, cluster.client() as other:
-            ran: list[float] = []
-
-            async def work(held: object) -> None:
-                ran.append(asyncio.get_running_loop().time())
-
-            offers = [asyncio.ensure_future(each.lock.run_once_every("report", 10.0, work)) for each in (one, other)]
-            await passes(105.0)
-            for each in offers:
-                each.cancel()
-            await asyncio.gather(*offers, return_exceptions=True)
-            gaps = [after - before for before, after in pairwise(ran)]
-            assert 9 <= len(ran) <= 11 and min(gaps) >= 9.9, ran
 
     in_time(scenario)
