@@ -263,7 +263,9 @@ class LockHolder(_message.Message):
     REMAINING_MS_FIELD_NUMBER: _builtins.int
     DELAY_MS_FIELD_NUMBER: _builtins.int
     lease: _builtins.int
+    """in the record only: answers and events do not tell it"""
     attempt: _builtins.int
+    """the same"""
     owner: _builtins.str
     metadata: _builtins.bytes
     token: _builtins.int
@@ -310,7 +312,9 @@ class LockWaiter(_message.Message):
     DELAY_MS_FIELD_NUMBER: _builtins.int
     WAITED_MS_FIELD_NUMBER: _builtins.int
     lease: _builtins.int
+    """in the record only"""
     attempt: _builtins.int
+    """the same"""
     owner: _builtins.str
     metadata: _builtins.bytes
     mode: Global___LockMode.ValueType
