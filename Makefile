@@ -41,7 +41,7 @@ demo: $(READY) ## two minutes: a cluster, a load, two kills, the verdict
 	@$(BIN)/python -m chaos.demo
 
 test: $(READY) ## all tests, progress shown; under five minutes on two cores
-	@$(BIN)/pytest -n 2 --dist loadgroup --durations 10
+	@$(BIN)/pytest -n 3 --dist loadgroup --durations 10
 
 check: format-check lint types contracts generated test ## everything a change must pass
 

@@ -54,7 +54,7 @@ class OneNode:
     async def start(self, *, lives: int = 1) -> None:
         """Until the node has started `lives` times more, by itself but for the first."""
         wanted = self.incarnation + lives
-        self.process = spawn(self.directory, self.directory / "node.log", die_with_parent=True)
+        self.process = spawn(self.directory, self.directory / "node.log", die_with_parent=True, variables={})
         await self.reach(wanted)
 
     async def reach(self, incarnation: int) -> None:
