@@ -15,7 +15,7 @@ from chaos.judge import Judgement, judge
 from chaos.workloads.kv import DOUBTS_MAX, KvOptions, KvWorkload, keys_in
 from cluster.errors import Code, TenfoldError
 from cluster.ring.ring import shard_of
-from tests.chaos.true_store import AcknowledgesTooEarly, DeposedLeader, ForgetsSessions, Held, TrueStore
+from tests.chaos.true_store import AcknowledgesTooEarly, DeposedLeader, DoubtfulWrites, ForgetsSessions, Held, TrueStore
 
 SHARDS = 3
 FAST = KvOptions(rate_per_s=1_000_000, operations_per_key=100)
@@ -52,7 +52,7 @@ async def test_a_true_store_is_judged_ok(tmp_path: Path) -> None:
 async def test_a_key_with_many_unknown_outcomes_is_left(tmp_path: Path) -> None:
     """Else the checker would give up on it."""
     options = KvOptions(rate_per_s=1_000_000, operations_per_key=100_000)
-    history, _ = await run(TrueStore(1, unknown=0.15), tmp_path / "h.jsonl", options=options)
+    history, _ = await run(DoubtfulWrites(1, unknown=0.3), tmp_path / "h.jsonl", options=options)
     doubts = Counter(each.key for each in history.operations if each.type == "info" and each.f != "get")
     assert len(doubts) > 3 * SHARDS and DOUBTS_MAX <= max(doubts.values()) < DOUBTS_MAX + options.clients_per_key
 

@@ -61,6 +61,14 @@ class TrueStore:
         return written
 
 
+class DoubtfulWrites(TrueStore):
+    """Reads always answer."""
+
+    async def get(self, key: str, *, deadline_s: float) -> Held | None:
+        await self._pass()
+        return self.held.get(key)
+
+
 class DeposedLeader(TrueStore):
     """Now and then a read is answered from a state that is no longer true."""
 
