@@ -107,7 +107,7 @@ def test_a_case_is_written_and_read(tmp_path: Path) -> None:
             cases.read(path)
 
 
-@pytest.mark.parametrize(("bug", "first"), [("never-steps-down", 3), ("applies-before-synced", 1)])
+@pytest.mark.parametrize(("bug", "first"), [("never-steps-down", 3)])
 def test_a_seeded_bug_shrinks_to_a_few_faults(bug: str, first: int, tmp_path: Path) -> None:
     """And the case that is written fails the same way, with the same trace, in another process. The seed that comes first found
     the bug once, which only saves time."""
